@@ -1,0 +1,1 @@
+//! The state of jobs, the event log, and dispatch.
