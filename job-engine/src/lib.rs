@@ -1,1 +1,4 @@
 //! The state of jobs, the event log, and dispatch.
+
+pub mod job;
+pub mod store;

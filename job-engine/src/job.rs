@@ -1,0 +1,99 @@
+//! A job as the engine stores it: what readers see, plus what only the engine may know.
+//!
+//! [`JobRecord`] is the opaque state that the store keeps with a job's log. It is a protobuf message, so that fields
+//! can be added without rewriting what is stored. [`machine`] is the only code that changes one.
+
+pub mod log_ring;
+pub mod machine;
+
+use prost::Message as _;
+use tidegate_proto::v1::{Checkpoint, Job, JobState};
+
+use crate::store::{Snapshot, StoreError};
+use log_ring::LogRing;
+
+/// A job's stored state.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct JobRecord {
+    /// The job as readers see it, current at `job.last_seq`.
+    #[prost(message, required, tag = "1")]
+    pub job: Job,
+    /// The last checkpoint with its bytes, for the next attempt.
+    #[prost(message, optional, tag = "2")]
+    pub checkpoint: Option<Checkpoint>,
+    /// The current lease, or the last one.
+    #[prost(message, optional, tag = "3")]
+    pub lease: Option<Lease>,
+    /// How many attempts ended in a failure since the last manual retry.
+    #[prost(uint32, tag = "4")]
+    pub failures: u32,
+    /// How often a worker vanished since the last manual retry.
+    #[prost(uint32, tag = "5")]
+    pub stalls: u32,
+    /// How large the log is, so that it can be kept small.
+    #[prost(message, required, tag = "6")]
+    pub ring: LogRing,
+}
+
+/// The right to report on a job.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Lease {
+    /// The fencing token: the attempt and a random nonce. Compared on every report.
+    #[prost(string, tag = "1")]
+    pub token: String,
+    /// The worker's name, for people.
+    #[prost(string, tag = "2")]
+    pub worker: String,
+    /// The number of the last report stored under this lease.
+    #[prost(uint64, tag = "3")]
+    pub last_report: u64,
+    /// The event that report became.
+    #[prost(uint64, tag = "4")]
+    pub last_report_seq: u64,
+    /// Set when the lease ended; kept so that a repeated last report is recognised.
+    #[prost(bool, tag = "5")]
+    pub ended: bool,
+}
+
+impl JobRecord {
+    /// Reads a record from a stored state.
+    pub fn decode_snapshot(snapshot: &Snapshot) -> Result<Self, StoreError> {
+        Self::decode(&snapshot.state[..]).map_err(|e| StoreError::Damaged(format!("a job's state: {e}")))
+    }
+
+    /// The state, never `Unspecified` in a record that this engine wrote.
+    pub fn state(&self) -> JobState {
+        self.job.state()
+    }
+
+    /// The lease's member in the index of leases: a renewal of one attempt never keeps another alive.
+    pub fn lease_member(&self) -> String {
+        format!("{}/{}", self.job.job_id, self.job.attempt)
+    }
+}
+
+/// The names of the indexes that the engine keeps.
+pub mod index {
+    /// Jobs waiting for a worker, by kind.
+    pub fn queue(kind: &str) -> String {
+        format!("q/{kind}")
+    }
+    /// What every queue's name begins with.
+    pub const QUEUE_PREFIX: &str = "q/";
+    /// Leases `<job>/<attempt>`, due when they expire.
+    pub const LEASES: &str = "lease";
+    /// Jobs waiting for a time, due at that time.
+    pub const SCHEDULED: &str = "scheduled";
+    /// Jobs whose cancellation was asked for, due at the deadline.
+    pub const CANCELS: &str = "cancel";
+    /// Streams that are to be removed, due when their retention ends.
+    pub const EXPIRIES: &str = "expire";
+    /// All jobs, by the time they were accepted.
+    pub const ALL_JOBS: &str = "jobs";
+    /// One owner's jobs, by the time they were accepted. Tenants contain no slash.
+    pub fn jobs_of(tenant: &str, owner: &str) -> String {
+        format!("jobs/{tenant}/{owner}")
+    }
+    /// Kinds of job, by the time a worker was last seen to offer them.
+    pub const KINDS: &str = "kinds";
+}

@@ -1,0 +1,190 @@
+//! The event log's seam: what a store must do, in terms that know nothing of jobs.
+//!
+//! A *stream* is a named log of events, numbered 1, 2, 3 … with no hole, and one opaque state that changes with
+//! them. [`Store::commit`] is the only way to change anything, and it is all or nothing: it checks that the caller
+//! knows the stream's head, then appends the events, replaces the state and moves index members in one step.
+//! Invariant: a commit that is answered [`CommitOutcome::Committed`] is visible to every later read, and survives
+//! whatever the store's durability promises; one that is answered otherwise has changed nothing.
+//!
+//! An *index* is a set of members ordered by a due time on the store's own clock, so that no process's clock
+//! decides when something is due. [`Store::claim`] hands out due members and hides them for a while: a claim that
+//! its taker never finishes becomes due again by itself.
+//!
+//! What a store does not do: interpret states, events or members, retry, or cache. Two stores implement this
+//! ([`redis`] and [`embedded`]); `tests/conformance.rs` holds both to it.
+
+pub mod embedded;
+pub mod redis;
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::sync::broadcast;
+
+/// A stream's head: what a writer must know to append.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The last event's number; 0 before the first.
+    pub seq: u64,
+    /// The token made with the stream, and made anew if the stream is ever lost.
+    pub epoch: String,
+}
+
+/// A stream as it is stored, without its events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The head.
+    pub head: Head,
+    /// The oldest event kept.
+    pub first_seq: u64,
+    /// The state after the event `head.seq`.
+    pub state: Bytes,
+}
+
+/// One stored event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number.
+    pub seq: u64,
+    /// Its bytes, as they were committed.
+    pub data: Bytes,
+}
+
+/// A page of a stream's events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The stream's head at the time of reading.
+    pub head: Head,
+    /// The oldest event kept at the time of reading.
+    pub first_seq: u64,
+    /// Events in order, dense; the first is `max(after + 1, first_seq)`.
+    pub entries: Vec<Entry>,
+}
+
+/// What a commit expects to find.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// No such stream; it is made with this epoch.
+    Absent {
+        /// The new stream's epoch.
+        epoch: String,
+    },
+    /// The stream at exactly this head.
+    At(Head),
+}
+
+/// A change to an index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IndexChange {
+    /// Adds the member, or moves it, to be due `after` from now on the store's clock.
+    Put {
+        /// The index.
+        index: String,
+        /// The member.
+        member: String,
+        /// How long from now the member is due; zero is at once, and wakes those who wait for the index.
+        after: Duration,
+    },
+    /// Removes the member, if it is there.
+    Remove {
+        /// The index.
+        index: String,
+        /// The member.
+        member: String,
+    },
+}
+
+/// An atomic change of one stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The stream.
+    pub stream: String,
+    /// What must hold before.
+    pub expect: Expect,
+    /// The new state.
+    pub state: Bytes,
+    /// The events to append, at least one: their numbers follow the head's.
+    pub events: Vec<Bytes>,
+    /// Events before this number are dropped; 0 drops none.
+    pub first_seq: u64,
+    /// Index changes, in order.
+    pub index: Vec<IndexChange>,
+}
+
+/// What became of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommitOutcome {
+    /// It happened; the head is now this.
+    Committed(Head),
+    /// The expectation did not hold; this is what is there (`None`: no such stream). Nothing was changed.
+    Conflict(Option<Snapshot>),
+}
+
+/// Something may have changed. Hints can be lost; the log is the truth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// The stream reached this number, or was deleted (`None`).
+    Stream(Arc<str>, Option<u64>),
+    /// The index has a member that is due at once.
+    Index(Arc<str>),
+    /// Hints were lost: look at everything.
+    Lost,
+}
+
+/// Why a store could not answer. In every case nothing is known about the call's effect unless said otherwise.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store cannot be reached, or is overloaded; the call may be repeated.
+    #[error("the event log is unavailable: {0}")]
+    Unavailable(String),
+    /// The store refused for want of space; nothing was changed.
+    #[error("the event log is full: {0}")]
+    Full(String),
+    /// What is stored cannot be understood.
+    #[error("the event log is damaged: {0}")]
+    Damaged(String),
+}
+
+/// A boxed future, so that the trait can be used as an object.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// An event log. See the module's documentation for the invariants.
+pub trait Store: Send + Sync + 'static {
+    /// Changes one stream, whole or not at all.
+    ///
+    /// A repeated commit whose first answer was lost ends in [`CommitOutcome::Conflict`] with the caller's own
+    /// state in it: the caller decides by looking at it.
+    fn commit(&self, commit: Commit) -> Answer<'_, CommitOutcome>;
+
+    /// Removes a stream with its events, and applies the index changes, if its head is as expected.
+    fn delete(&self, stream: &str, expect: Head, index: Vec<IndexChange>) -> Answer<'_, CommitOutcome>;
+
+    /// The streams' states, in the order asked for; `None` for one that does not exist.
+    fn load(&self, streams: Vec<String>) -> Answer<'_, Vec<Option<Snapshot>>>;
+
+    /// Up to `limit` events after `after`, ending early after about `max_bytes` (but at least one event);
+    /// `None` when the stream does not exist.
+    fn read(&self, stream: &str, after: u64, limit: usize, max_bytes: usize) -> Answer<'_, Option<Page>>;
+
+    /// Up to `n` members of the index that are due, soonest first; each is hidden for `hold` from now on.
+    fn claim(&self, index: &str, n: usize, hold: Duration) -> Answer<'_, Vec<String>>;
+
+    /// Moves those of the members that are still in the index to be due `after` from now.
+    /// Answers which of them were there.
+    fn renew(&self, index: &str, members: Vec<String>, after: Duration) -> Answer<'_, Vec<bool>>;
+
+    /// Up to `limit` members in descending order of (due time in ms, member), below `before` if given.
+    fn list(&self, index: &str, before: Option<(u64, String)>, limit: usize) -> Answer<'_, Vec<(u64, String)>>;
+
+    /// The store's clock, in milliseconds since the Unix epoch: its server's, as far as it is known here.
+    fn now_ms(&self) -> u64;
+
+    /// Hints from now on, of every stream and index, including those of other processes.
+    fn hints(&self) -> broadcast::Receiver<Hint>;
+
+    /// Whether the store answers, for readiness.
+    fn ping(&self) -> Answer<'_, ()>;
+}
+
+/// How many hints may wait for a slow listener before it is told [`Hint::Lost`] by way of a lagging receiver.
+pub(crate) const HINT_BUFFER: usize = 8192;

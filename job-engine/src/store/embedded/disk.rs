@@ -1,0 +1,327 @@
+//! What lies on the disk: the keyspaces, their keys and values, opening, reading, and one atomic write.
+//!
+//! | keyspace | key | value |
+//! |---|---|---|
+//! | `states` | stream | version 1, log id, seq, first seq (8 bytes each), length of the epoch (1), epoch, state |
+//! | `log` | log id, seq (8 bytes each, big-endian) | the event |
+//! | `index` | length of the index's name (2), its name, member | due time in ms (8) |
+//! | `meta` | `format`, `clock`, `next-log`, or `drop` + log id + first seq | 8 bytes |
+//!
+//! Numbers are big-endian. A stream's *log id* is given when it is made and never again, so that the events of a
+//! deleted stream can be removed little by little (`drop…` → the seq behind the last one) while a stream of the
+//! same name lives on. Invariant: one write is one batch, handed to the disk before any reader can see it.
+//! Does not: decide anything about streams.
+
+use std::{
+    collections::HashMap,
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+};
+
+use bytes::{Buf as _, BufMut as _, Bytes};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as _, UserValue};
+
+use crate::store::{Entry, Head, Page, Snapshot, StoreError};
+
+/// The layout above. A store that was written by a newer program is refused.
+const FORMAT: u64 = 1;
+const RECORD_VERSION: u8 = 1;
+/// Upper bound of a stream's or member's name, in bytes; fjall's keys end at 65,535.
+pub(super) const MAX_NAME: usize = 4096;
+
+/// An open directory.
+pub(super) struct Disk {
+    states: Keyspace,
+    log: Keyspace,
+    index: Keyspace,
+    meta: Keyspace,
+    db: Database,
+    dir: PathBuf,
+    /// Held for as long as the store is open. Last, so that it is released last.
+    _lock: File,
+}
+
+/// A stream as stored.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    pub(super) log: u64,
+    pub(super) snapshot: Snapshot,
+}
+
+/// Key of one event: log id and number.
+pub(super) type EventKey = (u64, u64);
+
+/// Everything that one write changes; `None` removes.
+#[derive(Default)]
+pub(super) struct Changes {
+    pub(super) streams: HashMap<String, Option<Record>>,
+    pub(super) events: HashMap<EventKey, Option<Bytes>>,
+    /// By index, then member.
+    pub(super) index: HashMap<String, HashMap<String, Option<u64>>>,
+    /// Events to remove later: log id and first seq, to the seq behind the last.
+    pub(super) drops: HashMap<EventKey, Option<u64>>,
+    pub(super) next_log: Option<u64>,
+}
+
+/// What is read once, at opening.
+pub(super) struct Opened {
+    pub(super) disk: Disk,
+    pub(super) index: Vec<(String, String, u64)>,
+    pub(super) drops: Vec<(EventKey, u64)>,
+    pub(super) next_log: u64,
+    pub(super) clock: u64,
+}
+
+impl Disk {
+    /// Opens the directory, making it if need be. Blocks.
+    pub(super) fn open(dir: &Path) -> Result<Opened, StoreError> {
+        let at = |e: &dyn std::fmt::Display| StoreError::Unavailable(format!("{}: {e}", dir.display()));
+        std::fs::create_dir_all(dir).map_err(|e| at(&e))?;
+        let lock = File::options().create(true).truncate(false).write(true).open(dir.join("lock"));
+        let lock = lock.map_err(|e| at(&e))?;
+        lock.try_lock().map_err(|e| match e {
+            TryLockError::WouldBlock => at(&"the directory is in use by another process"),
+            TryLockError::Error(e) => at(&e),
+        })?;
+        let path = dir.join("log");
+        if !path.exists() {
+            // Made aside and renamed, so that a process killed meanwhile leaves nothing half made.
+            let aside = dir.join("log.new");
+            if aside.exists() {
+                std::fs::remove_dir_all(&aside).map_err(|e| at(&e))?;
+            }
+            let (db, [_, _, _, meta]) = open_database(&aside).map_err(|e| at(&typed(&e)))?;
+            meta.insert("format", FORMAT.to_be_bytes()).map_err(|e| at(&typed(&e)))?;
+            db.persist(PersistMode::SyncAll).map_err(|e| at(&typed(&e)))?;
+            drop((meta, db));
+            std::fs::rename(&aside, &path).and_then(|()| File::open(dir)?.sync_all()).map_err(|e| at(&e))?;
+        }
+        let (db, [states, log, index, meta]) = open_database(&path).map_err(|e| match typed(&e) {
+            StoreError::Damaged(text) => StoreError::Damaged(format!("{}: {text}", dir.display())),
+            other => at(&other),
+        })?;
+        let disk = Self { states, log, index, meta, db, dir: dir.to_owned(), _lock: lock };
+        match disk.number("format")? {
+            Some(FORMAT) => disk.recall(),
+            Some(newer) if newer > FORMAT => Err(StoreError::Damaged(format!(
+                "{} was written by a newer version (format {newer}, this one knows {FORMAT})",
+                dir.display()
+            ))),
+            _ => Err(StoreError::Damaged(format!("{} holds no event log", dir.display()))),
+        }
+    }
+
+    /// Reads what is kept in memory.
+    fn recall(self) -> Result<Opened, StoreError> {
+        let damaged = |what: &str| StoreError::Damaged(format!("{}: {what}", self.dir.display()));
+        let mut index = Vec::new();
+        for pair in self.index.iter() {
+            let (key, due) = pair.into_inner().map_err(|e| typed(&e))?;
+            let (name, member) = split_index_key(&key).ok_or_else(|| damaged("an index key"))?;
+            index.push((name, member, number(&due).ok_or_else(|| damaged("an index value"))?));
+        }
+        let mut drops = Vec::new();
+        for pair in self.meta.prefix("drop") {
+            let (key, end) = pair.into_inner().map_err(|e| typed(&e))?;
+            let id = key.get(4..12).and_then(number).zip(key.get(12..20).and_then(number));
+            drops.push(id.zip(number(&end)).ok_or_else(|| damaged("a list of dropped events"))?);
+        }
+        let (next_log, clock) = (self.number("next-log")?.unwrap_or(1), self.number("clock")?.unwrap_or(0));
+        Ok(Opened { index, drops, next_log, clock, disk: self })
+    }
+
+    fn number(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        Ok(self.meta.get(key).map_err(|e| typed(&e))?.and_then(|v| number(&v)))
+    }
+
+    /// The stream as last written; for the writer, who alone knows that nothing is being written.
+    pub(super) fn record(&self, stream: &str) -> Result<Option<Record>, StoreError> {
+        self.states.get(stream).map_err(|e| typed(&e))?.map(|v| Record::decode(stream, v)).transpose()
+    }
+
+    /// See `Store::load`. Blocks.
+    pub(super) fn load(&self, streams: &[String]) -> Result<Vec<Option<Snapshot>>, StoreError> {
+        let view = self.db.snapshot();
+        let load = |stream: &String| {
+            let found = view.get(&self.states, stream).map_err(|e| typed(&e))?;
+            found.map(|v| Record::decode(stream, v).map(|r| r.snapshot)).transpose()
+        };
+        streams.iter().map(load).collect()
+    }
+
+    /// See `Store::read`. Blocks.
+    pub(super) fn read(
+        &self,
+        stream: &str,
+        after: u64,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Option<Page>, StoreError> {
+        // One view of both keyspaces, so that the head and the events belong together.
+        let view = self.db.snapshot();
+        let Some(value) = view.get(&self.states, stream).map_err(|e| typed(&e))? else { return Ok(None) };
+        let Record { log, snapshot: Snapshot { head, first_seq, .. } } = Record::decode(stream, value)?;
+        let mut entries = Vec::new();
+        if after < head.seq {
+            let (mut next, mut bytes) = (first_seq.max(after + 1), 0);
+            let range = event_key((log, next))..=event_key((log, head.seq));
+            for pair in view.range(&self.log, range).take(limit) {
+                let (key, data) = pair.into_inner().map_err(|e| typed(&e))?;
+                if key[..] != event_key((log, next)) {
+                    return Err(StoreError::Damaged(format!("{stream} lacks event {next}")));
+                }
+                bytes += data.len();
+                if bytes > max_bytes && !entries.is_empty() {
+                    return Ok(Some(Page { head, first_seq, entries }));
+                }
+                entries.push(Entry { seq: next, data: shared(data) });
+                next += 1;
+            }
+            if entries.len() < limit && next <= head.seq {
+                return Err(StoreError::Damaged(format!("{stream} lacks event {next}")));
+            }
+        }
+        Ok(Some(Page { head, first_seq, entries }))
+    }
+
+    /// Writes all the changes or none of them, and returns when they are as durable as asked for. Blocks.
+    /// After an error nothing more can be written.
+    pub(super) fn write(&self, changes: &Changes, clock: u64, mode: PersistMode) -> Result<(), StoreError> {
+        let size = 2 * changes.streams.len() + changes.events.len() + changes.drops.len() + 2;
+        let mut batch = fjall::OwnedWriteBatch::with_capacity(self.db.clone(), size).durability(Some(mode));
+        for (stream, record) in &changes.streams {
+            match record {
+                Some(record) => batch.insert(&self.states, stream.as_str(), record.encode()),
+                None => batch.remove(&self.states, stream.as_str()),
+            }
+        }
+        for (key, event) in &changes.events {
+            match event {
+                Some(event) => batch.insert(&self.log, event_key(*key), &event[..]),
+                None => batch.remove(&self.log, event_key(*key)),
+            }
+        }
+        for (index, members) in &changes.index {
+            for (member, due) in members {
+                match due {
+                    Some(due) => batch.insert(&self.index, index_key(index, member), due.to_be_bytes()),
+                    None => batch.remove(&self.index, index_key(index, member)),
+                }
+            }
+        }
+        for (key, end) in &changes.drops {
+            let key = [b"drop", &event_key(*key)[..]].concat();
+            match end {
+                Some(end) => batch.insert(&self.meta, key, end.to_be_bytes()),
+                None => batch.remove(&self.meta, key),
+            }
+        }
+        if let Some(next_log) = changes.next_log {
+            batch.insert(&self.meta, "next-log", next_log.to_be_bytes());
+        }
+        batch.insert(&self.meta, "clock", clock.to_be_bytes());
+        batch.commit().map_err(|e| typed(&e))
+    }
+
+    /// Hands everything to the disk. Blocks.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        self.db.persist(PersistMode::SyncAll).map_err(|e| typed(&e))
+    }
+
+    /// Space left on the file system, in bytes; `None` if it will not say.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        let stat = nix::sys::statvfs::statvfs(&self.dir).ok()?;
+        Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+    }
+}
+
+fn open_database(path: &Path) -> fjall::Result<(Database, [Keyspace; 4])> {
+    let db = Database::builder(path)
+        .manual_journal_persist(true)
+        .worker_threads(2)
+        // Bounds the time to recover as much as the space.
+        .max_journaling_size(256 << 20)
+        .open()?;
+    let options = |memtable: u64| move || KeyspaceCreateOptions::default().max_memtable_size(memtable);
+    let keyspaces = [
+        db.keyspace("states", options(32 << 20))?,
+        db.keyspace("log", options(32 << 20))?,
+        db.keyspace("index", options(8 << 20))?,
+        db.keyspace("meta", options(1 << 20))?,
+    ];
+    Ok((db, keyspaces))
+}
+
+impl Record {
+    fn encode(&self) -> Vec<u8> {
+        let Snapshot { head, first_seq, state } = &self.snapshot;
+        let mut out = Vec::with_capacity(26 + head.epoch.len() + state.len());
+        out.put_u8(RECORD_VERSION);
+        out.put_u64(self.log);
+        out.put_u64(head.seq);
+        out.put_u64(*first_seq);
+        #[allow(clippy::cast_possible_truncation)] // the committer refuses longer epochs
+        out.put_u8(head.epoch.len() as u8);
+        out.put_slice(head.epoch.as_bytes());
+        out.put_slice(state);
+        out
+    }
+
+    fn decode(stream: &str, value: UserValue) -> Result<Self, StoreError> {
+        let damaged = || StoreError::Damaged(format!("the state of {stream}"));
+        let mut value = shared(value);
+        if value.len() < 26 || value.get_u8() != RECORD_VERSION {
+            return Err(damaged());
+        }
+        let (log, seq, first_seq) = (value.get_u64(), value.get_u64(), value.get_u64());
+        let length = usize::from(value.get_u8());
+        if value.len() < length {
+            return Err(damaged());
+        }
+        let epoch = String::from_utf8(value.split_to(length).to_vec()).map_err(|_| damaged())?;
+        Ok(Self { log, snapshot: Snapshot { head: Head { seq, epoch }, first_seq, state: value } })
+    }
+}
+
+fn event_key((log, seq): EventKey) -> [u8; 16] {
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&log.to_be_bytes());
+    key[8..].copy_from_slice(&seq.to_be_bytes());
+    key
+}
+
+fn index_key(index: &str, member: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(2 + index.len() + member.len());
+    #[allow(clippy::cast_possible_truncation)] // the committer refuses longer names
+    key.put_u16(index.len() as u16);
+    key.put_slice(index.as_bytes());
+    key.put_slice(member.as_bytes());
+    key
+}
+
+fn split_index_key(key: &[u8]) -> Option<(String, String)> {
+    let (length, rest) = key.split_at_checked(2)?;
+    let (name, member) = rest.split_at_checked(usize::from(u16::from_be_bytes(length.try_into().ok()?)))?;
+    Some((String::from_utf8(name.to_vec()).ok()?, String::from_utf8(member.to_vec()).ok()?))
+}
+
+fn number(value: impl AsRef<[u8]>) -> Option<u64> {
+    Some(u64::from_be_bytes(value.as_ref().try_into().ok()?))
+}
+
+/// A copy: small values are cheaper to copy than to keep a whole block in memory for.
+fn shared(value: UserValue) -> Bytes {
+    Bytes::copy_from_slice(&value)
+}
+
+/// The one place where an error of fjall gets its meaning.
+fn typed(error: &fjall::Error) -> StoreError {
+    match error {
+        fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e)) => {
+            StoreError::Unavailable(format!("the disk failed: {e}"))
+        }
+        fjall::Error::Poisoned => StoreError::Unavailable("the disk failed before".into()),
+        fjall::Error::Locked => StoreError::Unavailable("in use by another process".into()),
+        other => StoreError::Damaged(other.to_string()),
+    }
+}

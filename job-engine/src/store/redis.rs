@@ -1,0 +1,361 @@
+//! The event log on Redis or Valkey: one hash and one Redis stream a stream, one sorted set an index.
+//!
+//! Keys, all under one hash tag so that every commit touches a single slot:
+//! `{ns}s:<stream>` hash of `q` last seq, `e` epoch, `f` first seq kept, `v` state;
+//! `{ns}l:<stream>` Redis stream, entry id `<seq>-0` (which Redis refuses unless it grows), field `d`;
+//! `{ns}i:<index>` sorted set, score = due time in ms on the server's clock; `{ns}w` pub/sub channel of hints.
+//!
+//! Invariant: every change is one Lua script, so it happens whole or not at all. A command whose answer was lost is
+//! sent again: scripts are idempotent, and a commit that finds its own work done recognises it (`own_work`).
+//! Needs `maxmemory-policy noeviction`; refuses to start otherwise, because an evicted stream is a lost job.
+//! Does not: follow Sentinel or Cluster.
+
+mod connection;
+mod hints;
+
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use ::redis::{cmd, FromRedisValue, Value};
+use bytes::Bytes;
+use tokio::sync::broadcast;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    Answer, Commit, CommitOutcome, Entry, Expect, Head, Hint, IndexChange, Page, Snapshot, Store, StoreError,
+    HINT_BUFFER,
+};
+use connection::{Connection, Script};
+
+/// How many entries one XRANGE asks for.
+const CHUNK: usize = 128;
+
+/// Where Redis is and how its keys are named.
+#[derive(Clone, Debug)]
+pub struct RedisOptions {
+    /// `redis://[user:password@]host[:port][/db]`.
+    pub url: String,
+    /// The hash tag of every key: `[A-Za-z0-9:_-]{1,64}`. Engines that share it share their jobs.
+    pub namespace: String,
+    /// How long a command is tried again, over reconnects, before the caller is told; at least once.
+    pub patience: Duration,
+}
+
+impl RedisOptions {
+    /// Options with the default namespace `tidegate` and a patience of 10 s.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), namespace: "tidegate".into(), patience: Duration::from_secs(10) }
+    }
+}
+
+/// The event log on Redis.
+pub struct RedisStore {
+    connection: Connection,
+    commit: Script,
+    claim: Script,
+    renew: Script,
+    keys: Keys,
+    hints: broadcast::Sender<Hint>,
+    /// Server clock minus ours, in ms.
+    skew_ms: Arc<AtomicI64>,
+    _hints: AbortOnDropHandle<()>,
+    _clock: AbortOnDropHandle<()>,
+}
+
+struct Keys {
+    namespace: String,
+}
+
+impl Keys {
+    fn state(&self, stream: &str) -> String {
+        format!("{{{}}}s:{stream}", self.namespace)
+    }
+    fn log(&self, stream: &str) -> String {
+        format!("{{{}}}l:{stream}", self.namespace)
+    }
+    fn index(&self, index: &str) -> String {
+        format!("{{{}}}i:{index}", self.namespace)
+    }
+    fn channel(&self) -> String {
+        format!("{{{}}}w", self.namespace)
+    }
+}
+
+impl RedisStore {
+    /// Connects, checks that the server keeps what it is given, and begins to listen for hints.
+    pub async fn connect(options: &RedisOptions) -> Result<Self, StoreError> {
+        let name_ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b':' | b'_' | b'-');
+        if options.namespace.is_empty() || options.namespace.len() > 64 || !options.namespace.bytes().all(name_ok) {
+            return Err(StoreError::Unavailable("the namespace must be [A-Za-z0-9:_-]{1,64}".into()));
+        }
+        let client = ::redis::Client::open(options.url.as_str()).map_err(|e| connection::typed(&e))?;
+        let connection = Connection::open(client.clone(), options.patience).await?;
+        connection::require_noeviction(&connection).await?;
+        let keys = Keys { namespace: options.namespace.clone() };
+        let (hints, _) = broadcast::channel(HINT_BUFFER);
+        let skew_ms = Arc::new(AtomicI64::new(0));
+        sample_clock(&connection, &skew_ms).await?;
+        Ok(Self {
+            _hints: AbortOnDropHandle::new(tokio::spawn(hints::listen(client, keys.channel(), hints.clone()))),
+            _clock: AbortOnDropHandle::new(tokio::spawn(follow_clock(connection.clone(), skew_ms.clone()))),
+            commit: Script::new(include_str!("redis/commit.lua")),
+            claim: Script::new(include_str!("redis/claim.lua")),
+            renew: Script::new(include_str!("redis/renew.lua")),
+            connection,
+            keys,
+            hints,
+            skew_ms,
+        })
+    }
+
+    /// The arguments of `commit.lua`.
+    fn commit_args(&self, mode: &str, head: &Head, c: &Change<'_>) -> (Vec<String>, Vec<Bytes>) {
+        let mut keys = vec![self.keys.state(c.stream), self.keys.log(c.stream), self.keys.channel()];
+        let text = |s: &str| Bytes::copy_from_slice(s.as_bytes());
+        let number = |n: u64| Bytes::from(n.to_string());
+        let mut args = Vec::with_capacity(7 + c.events.len() + 4 * c.index.len());
+        args.extend([text(mode), number(head.seq), text(&head.epoch), c.state.clone()]);
+        args.extend([number(c.first_seq), text(c.stream), number(c.events.len() as u64)]);
+        args.extend_from_slice(c.events);
+        for change in c.index {
+            let (op, index, member, after) = match change {
+                IndexChange::Put { index, member, after } => ("p", index, member, millis(*after)),
+                IndexChange::Remove { index, member } => ("r", index, member, 0),
+            };
+            keys.push(self.keys.index(index));
+            args.extend([text(op), text(member), number(after), text(index)]);
+        }
+        (keys, args)
+    }
+
+    async fn change(&self, mode: &str, head: Head, change: Change<'_>) -> Result<CommitOutcome, StoreError> {
+        let (keys, args) = self.commit_args(mode, &head, &change);
+        let done = Head { seq: head.seq + change.events.len() as u64, epoch: head.epoch };
+        let (reply, repeated) = self.connection.run(&self.commit, &keys, &args).await?;
+        if let Value::Int(1) = reply {
+            return Ok(CommitOutcome::Committed(done));
+        }
+        let current = snapshot(reply)?;
+        let own_work = repeated
+            && match &current {
+                Some(now) => mode != "del" && now.head == done && now.state == change.state,
+                None => mode == "del",
+            };
+        Ok(if own_work { CommitOutcome::Committed(done) } else { CommitOutcome::Conflict(current) })
+    }
+
+    async fn range(&self, stream: &str, after: u64, count: usize) -> Result<(Option<(Head, u64)>, Vec<Entry>), StoreError> {
+        let mut pipe = ::redis::pipe();
+        pipe.atomic();
+        pipe.cmd("HMGET").arg(self.keys.state(stream)).arg("q").arg("e").arg("f");
+        pipe.cmd("XRANGE").arg(self.keys.log(stream)).arg(format!("{}-0", after.saturating_add(1))).arg("+");
+        pipe.arg("COUNT").arg(count);
+        let reply = self.connection.pipeline(&pipe).await?;
+        type Raw = ((Option<u64>, Option<String>, Option<u64>), Vec<(String, Vec<(String, Vec<u8>)>)>);
+        let ((seq, epoch, first), raw): Raw = parse(reply)?;
+        let head = match (seq, epoch, first) {
+            (Some(seq), Some(epoch), Some(first)) => Some((Head { seq, epoch }, first)),
+            _ => None,
+        };
+        let entries = raw.into_iter().map(|(id, mut fields)| {
+            let seq = id.split_once('-').and_then(|(seq, _)| seq.parse().ok());
+            match (seq, fields.pop()) {
+                (Some(seq), Some((_, data))) => Ok(Entry { seq, data: Bytes::from(data) }),
+                _ => Err(StoreError::Damaged(format!("entry {id} of {stream}"))),
+            }
+        });
+        Ok((head, entries.collect::<Result<_, _>>()?))
+    }
+}
+
+/// What `commit` and `delete` have in common.
+struct Change<'a> {
+    stream: &'a str,
+    state: Bytes,
+    events: &'a [Bytes],
+    first_seq: u64,
+    index: &'a [IndexChange],
+}
+
+impl Store for RedisStore {
+    fn commit(&self, commit: Commit) -> Answer<'_, CommitOutcome> {
+        Box::pin(async move {
+            if commit.events.is_empty() {
+                return Err(StoreError::Damaged("a commit needs at least one event".into()));
+            }
+            let (mode, head) = match commit.expect {
+                Expect::Absent { epoch } => ("new", Head { seq: 0, epoch }),
+                Expect::At(head) => ("at", head),
+            };
+            let change = Change {
+                stream: &commit.stream,
+                state: commit.state,
+                events: &commit.events,
+                first_seq: commit.first_seq,
+                index: &commit.index,
+            };
+            self.change(mode, head, change).await
+        })
+    }
+
+    fn delete(&self, stream: &str, expect: Head, index: Vec<IndexChange>) -> Answer<'_, CommitOutcome> {
+        let stream = stream.to_owned();
+        Box::pin(async move {
+            let change =
+                Change { stream: &stream, state: Bytes::new(), events: &[], first_seq: 0, index: &index };
+            self.change("del", expect, change).await
+        })
+    }
+
+    fn load(&self, streams: Vec<String>) -> Answer<'_, Vec<Option<Snapshot>>> {
+        Box::pin(async move {
+            if streams.is_empty() {
+                return Ok(Vec::new());
+            }
+            let mut pipe = ::redis::pipe();
+            for stream in &streams {
+                pipe.cmd("HMGET").arg(self.keys.state(stream)).arg("q").arg("e").arg("f").arg("v");
+            }
+            let replies: Vec<Value> = parse(self.connection.pipeline(&pipe).await?)?;
+            replies.into_iter().map(snapshot).collect()
+        })
+    }
+
+    fn read(&self, stream: &str, after: u64, limit: usize, max_bytes: usize) -> Answer<'_, Option<Page>> {
+        let stream = stream.to_owned();
+        Box::pin(async move {
+            let mut page: Option<Page> = None;
+            let (mut next, mut bytes) = (after, 0);
+            loop {
+                let have = page.as_ref().map_or(0, |p| p.entries.len());
+                let want = (limit - have).min(CHUNK);
+                let (head, entries) = self.range(&stream, next, want).await?;
+                let Some((head, first_seq)) = head else { return Ok(page) };
+                let page = page.get_or_insert(Page { head: head.clone(), first_seq, entries: Vec::new() });
+                // A log that was made anew between two chunks continues nothing.
+                if page.head.epoch != head.epoch {
+                    break;
+                }
+                let full = entries.len() == want;
+                for entry in entries {
+                    let expected = if page.entries.is_empty() { (after + 1).max(page.first_seq) } else { next + 1 };
+                    if entry.seq != expected && page.entries.is_empty() {
+                        return Err(StoreError::Damaged(format!("{stream} lacks event {expected}")));
+                    }
+                    bytes += entry.data.len();
+                    // A hole behind a dense beginning was trimmed meanwhile: the next page will say so.
+                    if entry.seq != expected || (bytes > max_bytes && !page.entries.is_empty()) {
+                        return Ok(Some(page.clone()));
+                    }
+                    next = entry.seq;
+                    page.entries.push(entry);
+                }
+                if !full || page.entries.len() >= limit || bytes >= max_bytes {
+                    break;
+                }
+            }
+            Ok(page)
+        })
+    }
+
+    fn claim(&self, index: &str, n: usize, hold: Duration) -> Answer<'_, Vec<String>> {
+        let key = self.keys.index(index);
+        Box::pin(async move {
+            let args = [Bytes::from(n.to_string()), Bytes::from(millis(hold).to_string())];
+            parse(self.connection.run(&self.claim, &[key], &args).await?.0)
+        })
+    }
+
+    fn renew(&self, index: &str, members: Vec<String>, after: Duration) -> Answer<'_, Vec<bool>> {
+        let key = self.keys.index(index);
+        Box::pin(async move {
+            let mut args = vec![Bytes::from(millis(after).to_string())];
+            args.extend(members.into_iter().map(Bytes::from));
+            parse(self.connection.run(&self.renew, &[key], &args).await?.0)
+        })
+    }
+
+    fn list(&self, index: &str, before: Option<(u64, String)>, limit: usize) -> Answer<'_, Vec<(u64, String)>> {
+        let key = self.keys.index(index);
+        Box::pin(async move {
+            let max = before.as_ref().map_or("+inf".to_owned(), |(due, _)| due.to_string());
+            let mut found: Vec<(u64, String)> = Vec::new();
+            let mut offset = 0;
+            loop {
+                let mut cmd = cmd("ZREVRANGEBYSCORE");
+                cmd.arg(&key).arg(&max).arg("-inf").arg("WITHSCORES").arg("LIMIT").arg(offset).arg(limit);
+                let page: Vec<(String, f64)> = parse(self.connection.command(&cmd).await?)?;
+                let (rows, last) = (page.len(), page.len() < limit);
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // scores are ms, below 2^53
+                let keys = page.into_iter().map(|(member, due)| (due as u64, member));
+                // Members due in the same ms as `before` come again: skip them by name.
+                found.extend(keys.filter(|key| before.as_ref().is_none_or(|before| key < before)));
+                if last || found.len() >= limit {
+                    found.truncate(limit);
+                    return Ok(found);
+                }
+                offset += rows;
+            }
+        })
+    }
+
+    fn now_ms(&self) -> u64 {
+        local_ms().saturating_add_signed(self.skew_ms.load(Ordering::Relaxed))
+    }
+
+    fn hints(&self) -> broadcast::Receiver<Hint> {
+        self.hints.subscribe()
+    }
+
+    fn ping(&self) -> Answer<'_, ()> {
+        Box::pin(async move { self.connection.command(&cmd("PING")).await.map(drop) })
+    }
+}
+
+fn snapshot(reply: Value) -> Result<Option<Snapshot>, StoreError> {
+    if matches!(&reply, Value::Array(items) if items.is_empty()) {
+        return Ok(None);
+    }
+    let (seq, epoch, first, state): (Option<u64>, Option<String>, Option<u64>, Option<Vec<u8>>) = parse(reply)?;
+    Ok(match (seq, epoch, first, state) {
+        (Some(seq), Some(epoch), Some(first_seq), Some(state)) => {
+            Some(Snapshot { head: Head { seq, epoch }, first_seq, state: state.into() })
+        }
+        _ => None,
+    })
+}
+
+fn parse<T: FromRedisValue>(reply: Value) -> Result<T, StoreError> {
+    T::from_redis_value(reply).map_err(|e| StoreError::Damaged(format!("an unexpected reply: {e}")))
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX >> 12)
+}
+
+fn local_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
+}
+
+async fn sample_clock(connection: &Connection, skew_ms: &AtomicI64) -> Result<(), StoreError> {
+    let before = local_ms();
+    let (seconds, micros): (u64, u64) = parse(connection.command(&cmd("TIME")).await?)?;
+    let middle = u64::midpoint(before, local_ms());
+    let server = seconds * 1000 + micros / 1000;
+    skew_ms.store(server.cast_signed() - middle.cast_signed(), Ordering::Relaxed);
+    Ok(())
+}
+
+/// Keeps [`Store::now_ms`] on the server's clock.
+async fn follow_clock(connection: Connection, skew_ms: Arc<AtomicI64>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        if let Err(error) = sample_clock(&connection, &skew_ms).await {
+            tracing::debug!(%error, "cannot read the server's clock");
+        }
+    }
+}
+
