@@ -166,10 +166,15 @@ impl Store for EmbeddedStore {
 
     fn renew(&self, index: &str, members: Vec<String>, after: Duration) -> Answer<'_, Vec<bool>> {
         let index = index.to_owned();
-        Box::pin(self.ask(|reply| Request::Renew { index, members, after, reply }))
+        Box::pin(self.ask(move |reply| Request::Renew { index, members, after, reply }))
     }
 
-    fn list(&self, index: &str, before: Option<(u64, String)>, limit: usize) -> Answer<'_, Vec<(u64, String)>> {
+    fn list(
+        &self,
+        index: &str,
+        before: Option<(u64, String)>,
+        limit: usize,
+    ) -> Answer<'_, Vec<(u64, String)>> {
         let listed = self.shared.indexes.read().get(index).map(|i| i.list(before, limit));
         Box::pin(std::future::ready(Ok(listed.unwrap_or_default())))
     }
@@ -212,7 +217,10 @@ impl Shared {
     fn want_of_space(&self) -> Option<StoreError> {
         let free = self.disk.free_bytes()?;
         (free < self.reserve_bytes).then(|| {
-            StoreError::Full(format!("{free} bytes are left on the disk, {} are kept free", self.reserve_bytes))
+            StoreError::Full(format!(
+                "{free} bytes are left on the disk, {} are kept free",
+                self.reserve_bytes
+            ))
         })
     }
 }

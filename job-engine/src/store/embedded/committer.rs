@@ -185,7 +185,9 @@ impl Committer {
             Expect::At(head) => head.epoch.len(),
         };
         if stream.len() > MAX_NAME || epoch_length > usize::from(u8::MAX) {
-            return Err(StoreError::Damaged(format!("a stream's name has {MAX_NAME} bytes at most, an epoch 255")));
+            return Err(StoreError::Damaged(format!(
+                "a stream's name has {MAX_NAME} bytes at most, an epoch 255"
+            )));
         }
         check_names(&index)?;
         if let Some(full) = &batch.full {
@@ -314,7 +316,7 @@ impl Changes {
     fn set_due(&mut self, index: &str, member: String, due: Option<u64>) {
         match self.index.get_mut(index) {
             Some(members) => members.insert(member, due),
-            None => self.index.entry(index.to_owned()).or_insert_with(HashMap::new).insert(member, due),
+            None => self.index.entry(index.to_owned()).or_default().insert(member, due),
         };
     }
 
@@ -336,7 +338,7 @@ impl Request {
 
 impl Checked {
     fn answer(self, written: Result<(), &StoreError>) {
-        let written = written.cloned();
+        let written = written.map_err(Clone::clone);
         match self {
             Self::Changed(outcome, reply) => drop(reply.send(written.map(|()| outcome))),
             Self::Claimed(members, reply) => drop(reply.send(written.map(|()| members))),

@@ -136,7 +136,7 @@ impl Disk {
 
     /// The stream as last written; for the writer, who alone knows that nothing is being written.
     pub(super) fn record(&self, stream: &str) -> Result<Option<Record>, StoreError> {
-        self.states.get(stream).map_err(|e| typed(&e))?.map(|v| Record::decode(stream, v)).transpose()
+        self.states.get(stream).map_err(|e| typed(&e))?.map(|v| Record::decode(stream, &v)).transpose()
     }
 
     /// See `Store::load`. Blocks.
@@ -144,7 +144,7 @@ impl Disk {
         let view = self.db.snapshot();
         let load = |stream: &String| {
             let found = view.get(&self.states, stream).map_err(|e| typed(&e))?;
-            found.map(|v| Record::decode(stream, v).map(|r| r.snapshot)).transpose()
+            found.map(|v| Record::decode(stream, &v).map(|r| r.snapshot)).transpose()
         };
         streams.iter().map(load).collect()
     }
@@ -160,7 +160,7 @@ impl Disk {
         // One view of both keyspaces, so that the head and the events belong together.
         let view = self.db.snapshot();
         let Some(value) = view.get(&self.states, stream).map_err(|e| typed(&e))? else { return Ok(None) };
-        let Record { log, snapshot: Snapshot { head, first_seq, .. } } = Record::decode(stream, value)?;
+        let Record { log, snapshot: Snapshot { head, first_seq, .. } } = Record::decode(stream, &value)?;
         let mut entries = Vec::new();
         if after < head.seq {
             let (mut next, mut bytes) = (first_seq.max(after + 1), 0);
@@ -174,7 +174,7 @@ impl Disk {
                 if bytes > max_bytes && !entries.is_empty() {
                     return Ok(Some(Page { head, first_seq, entries }));
                 }
-                entries.push(Entry { seq: next, data: shared(data) });
+                entries.push(Entry { seq: next, data: shared(&data) });
                 next += 1;
             }
             if entries.len() < limit && next <= head.seq {
@@ -267,7 +267,7 @@ impl Record {
         out
     }
 
-    fn decode(stream: &str, value: UserValue) -> Result<Self, StoreError> {
+    fn decode(stream: &str, value: &UserValue) -> Result<Self, StoreError> {
         let damaged = || StoreError::Damaged(format!("the state of {stream}"));
         let mut value = shared(value);
         if value.len() < 26 || value.get_u8() != RECORD_VERSION {
@@ -310,7 +310,7 @@ fn number(value: impl AsRef<[u8]>) -> Option<u64> {
 }
 
 /// A copy: small values are cheaper to copy than to keep a whole block in memory for.
-fn shared(value: UserValue) -> Bytes {
+fn shared(value: &UserValue) -> Bytes {
     Bytes::copy_from_slice(&value)
 }
 
