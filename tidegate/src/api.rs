@@ -1,0 +1,272 @@
+//! The gateway's HTTP interface, as the client commands call it.
+//!
+//! Thin on purpose: JSON bodies stay [`serde_json::Value`], so that an older command prints what a newer gateway
+//! says. What matters is the failures: a refusal keeps its whole problem document, and a server that cannot be
+//! reached is told apart from one that refuses.
+
+use std::{error::Error as _, time::Duration};
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// How long an ordinary call may take; streams have no limit but their silence.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is not one that this command can talk to.
+    #[error("--server {0:?}: {1}")]
+    BadServer(String, String),
+    /// No answer: refused, timed out, or cut before the status line.
+    #[error(
+        "cannot reach {server}: {cause}\n  is `tidegate` running there? Another address: --server URL or TIDEGATE_SERVER"
+    )]
+    Unreachable {
+        /// The server's address.
+        server: String,
+        /// The innermost cause.
+        cause: String,
+    },
+    /// The server refused, and said why.
+    #[error("{0}")]
+    Refused(Box<Problem>),
+    /// Something answered that is not a Tidegate gateway.
+    #[error("{server} does not answer like a Tidegate gateway: {detail}")]
+    Foreign {
+        /// The server's address.
+        server: String,
+        /// What was odd.
+        detail: String,
+    },
+}
+
+/// A problem document (RFC 9457).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Problem {
+    /// A stable identifier, such as `/problems/unknown-kind`.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// What went wrong, in general.
+    #[serde(default)]
+    pub title: String,
+    /// The HTTP status.
+    #[serde(default)]
+    pub status: u16,
+    /// What went wrong this time.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// Everything else: `fields`, `known`, and whatever is added later.
+    #[serde(flatten)]
+    pub extra: serde_json::Map<String, Value>,
+}
+
+impl Problem {
+    /// The last part of the type: `unknown-kind`.
+    pub fn slug(&self) -> &str {
+        self.kind.rsplit('/').next().unwrap_or_default()
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", if self.title.is_empty() { "The server refused" } else { &self.title })?;
+        if !self.detail.is_empty() {
+            write!(f, ": {}", self.detail)?;
+        }
+        write!(f, " ({} {})", self.status, self.slug())?;
+        for (name, value) in &self.extra {
+            match (name.as_str(), value) {
+                ("instance", _) => {}
+                ("fields", Value::Array(fields)) => {
+                    for field in fields {
+                        let part = |key: &str| field.get(key).and_then(Value::as_str).unwrap_or("?");
+                        write!(f, "\n  {}: {}", part("field"), part("description"))?;
+                    }
+                }
+                (_, Value::Array(items)) if items.iter().all(Value::is_string) => {
+                    let items: Vec<_> = items.iter().filter_map(Value::as_str).collect();
+                    write!(f, "\n  {name}: {}", items.join(", "))?;
+                }
+                (_, Value::String(text)) => write!(f, "\n  {name}: {text}")?,
+                _ => write!(f, "\n  {name}: {value}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A gateway's address and the connections to it; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+}
+
+impl Client {
+    /// A client of the gateway at `server`, such as `http://127.0.0.1:8080`; a path prefix is kept.
+    ///
+    /// # Errors
+    /// [`Error::BadServer`] when `server` is no `http` URL.
+    pub fn new(server: &str) -> Result<Self, Error> {
+        let bad = |why: String| Error::BadServer(server.to_owned(), why);
+        let base: Url =
+            server.parse().map_err(|e| bad(format!("{e}; an address looks like http://127.0.0.1:8080")))?;
+        if base.scheme() != "http" || base.host().is_none() {
+            return Err(bad("only http:// addresses are supported".into()));
+        }
+        let mut http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")));
+        if is_loopback(&base) {
+            // A proxy of the environment cannot reach this machine's own loopback address.
+            http = http.no_proxy();
+        }
+        let http = http.build().map_err(|e| bad(innermost(&e)))?;
+        Ok(Self { http, base })
+    }
+
+    /// The server's address as it was given.
+    pub fn server(&self) -> &str {
+        self.base.as_str().trim_end_matches('/')
+    }
+
+    /// A request to the path made of `segments`, each escaped.
+    pub fn request(&self, method: Method, segments: &[&str]) -> RequestBuilder {
+        self.query(method, segments, &[])
+    }
+
+    /// A request with a query, its values escaped; empty values are left out.
+    pub fn query(&self, method: Method, segments: &[&str], query: &[(&str, &str)]) -> RequestBuilder {
+        let mut url = self.base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(segments);
+        }
+        for (name, value) in query.iter().filter(|(_, value)| !value.is_empty()) {
+            url.query_pairs_mut().append_pair(name, value);
+        }
+        self.http.request(method, url)
+    }
+
+    /// Calls and returns the JSON body, `null` when there is none.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn call(&self, request: RequestBuilder) -> Result<Value, Error> {
+        let response =
+            self.send(request.timeout(CALL_TIMEOUT).header(header::ACCEPT, "application/json")).await?;
+        let response = self.accepted(response).await?;
+        let body = response.bytes().await.map_err(|e| self.unreachable(&e))?;
+        if body.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&body).map_err(|e| self.foreign(format!("its answer is not JSON ({e})")))
+    }
+
+    /// One job as it is now.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn job(&self, id: &str) -> Result<Value, Error> {
+        self.call(self.request(Method::GET, &["api", "jobs", id])).await
+    }
+
+    /// Sends a request and waits for the status line, whatever it says.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] alone.
+    pub async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {
+        request.send().await.map_err(|e| self.unreachable(&e))
+    }
+
+    /// Passes a successful response on and turns any other into its problem.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] or [`Error::Foreign`].
+    pub async fn accepted(&self, response: Response) -> Result<Response, Error> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let is_problem = content_type(&response).starts_with("application/problem+json");
+        let body = response.bytes().await.unwrap_or_default();
+        match serde_json::from_slice::<Problem>(&body) {
+            Ok(mut problem) if is_problem => {
+                problem.status = status.as_u16();
+                Err(Error::Refused(Box::new(problem)))
+            }
+            _ => Err(self.unexpected(status)),
+        }
+    }
+
+    pub(crate) fn unexpected(&self, status: StatusCode) -> Error {
+        self.foreign(format!("it says {status} without a problem document"))
+    }
+
+    pub(crate) fn foreign(&self, detail: String) -> Error {
+        Error::Foreign { server: self.server().to_owned(), detail }
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Error {
+        Error::Unreachable { server: self.server().to_owned(), cause: innermost(error) }
+    }
+}
+
+/// The media type of a response, lower-case, or nothing.
+pub(crate) fn content_type(response: &Response) -> String {
+    let value = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    value.unwrap_or_default().to_ascii_lowercase()
+}
+
+/// The cause at the bottom: "Connection refused" says more than "error sending request".
+pub(crate) fn innermost(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    let text = cause.to_string();
+    if error.is_timeout() && error.source().is_none() { "no answer in time".to_owned() } else { text }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_are_printed_with_their_particulars() {
+        let problem: Problem = serde_json::from_str(
+            r#"{"type":"/problems/unknown-kind","title":"Unknown kind","status":400,"detail":"no worker offers \"x\"",
+                "known":["csv-import","demo"],"fields":[{"field":"kind","description":"is unknown"}],"instance":"/r/1"}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            problem.to_string(),
+            "Unknown kind: no worker offers \"x\" (400 unknown-kind)\n  kind: is unknown\n  known: csv-import, demo"
+        );
+    }
+
+    #[test]
+    fn paths_are_escaped_and_prefixes_kept() {
+        let client = Client::new("http://127.0.0.1:1/edge/").unwrap();
+        let request = client.request(Method::GET, &["api", "jobs", "../../x?y"]).build().unwrap();
+        assert_eq!(request.url().as_str(), "http://127.0.0.1:1/edge/api/jobs/..%2F..%2Fx%3Fy");
+        let request =
+            client.query(Method::GET, &["api"], &[("kind", "a&b"), ("status", "")]).build().unwrap();
+        assert_eq!(request.url().as_str(), "http://127.0.0.1:1/edge/api?kind=a%26b");
+    }
+
+    #[test]
+    fn addresses_that_cannot_work_are_refused() {
+        for bad in ["", "localhost:8080", "https://a", "ftp://a", "http://"] {
+            assert!(matches!(Client::new(bad), Err(Error::BadServer(..))), "{bad:?}");
+        }
+    }
+}

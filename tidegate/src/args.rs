@@ -1,0 +1,252 @@
+//! The command line: flags, their environment twins, and the help that teaches them.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, builder::styling};
+
+/// Where the client commands look for the gateway unless told otherwise.
+pub const DEFAULT_SERVER: &str = "http://127.0.0.1:8080";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  tidegate                                            everything on this machine, console at http://127.0.0.1:8080
+  tidegate --import-dir ./data                        let csv-import read below ./data
+  tidegate --redis redis://127.0.0.1:6379             keep the log in Redis instead of --data-dir
+  tidegate submit demo '{\"steps\": 4, \"seconds\": 8}' --watch
+  tidegate submit csv-import '{\"path\": \"data/zipcodes.csv\"}' --watch
+  tidegate jobs --status processing
+  tidegate cancel 01902f5e-… --reason 'wrong file'
+";
+
+/// Runs long jobs and shows them live: alone it is engine, gateway and worker in one process; with a subcommand
+/// it is a client of a running gateway.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidegate",
+    version,
+    max_term_width = 110,
+    args_conflicts_with_subcommands = true,
+    subcommand_help_heading = "Client commands",
+    after_long_help = format!("{SERVE_EXAMPLES}\n{}", crate::exit::HELP),
+    after_help = "`tidegate --help` shows examples and exit codes; every flag has an environment twin TIDEGATE_….",
+    styles = STYLES,
+)]
+pub struct Cli {
+    /// What to serve when there is no subcommand.
+    #[command(flatten)]
+    pub serve: Serve,
+    /// What to ask of a running gateway.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+const STYLES: styling::Styles = styling::Styles::styled()
+    .header(styling::AnsiColor::Green.on_default().bold())
+    .literal(styling::AnsiColor::Cyan.on_default());
+
+/// The flags of the all-in-one process.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Serving")]
+pub struct Serve {
+    /// Where browsers connect: HTTP API, event streams and console
+    #[arg(long, env = "TIDEGATE_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// Where workers and services connect by gRPC
+    #[arg(long, env = "TIDEGATE_GRPC_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDR")]
+    pub grpc_listen: SocketAddr,
+    /// The gateway's /metrics, /healthz and /readyz
+    #[arg(long, env = "TIDEGATE_ADMIN_LISTEN", default_value = "127.0.0.1:9464", value_name = "ADDR")]
+    pub admin_listen: SocketAddr,
+    /// The engine's /metrics, /healthz and /readyz
+    #[arg(long, env = "TIDEGATE_ENGINE_ADMIN_LISTEN", default_value = "127.0.0.1:9465", value_name = "ADDR")]
+    pub engine_admin_listen: SocketAddr,
+    /// The directory of the embedded log and of what jobs produce
+    #[arg(long, env = "TIDEGATE_DATA_DIR", default_value = "./tidegate-data", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Keep the event log in this Redis instead of below --data-dir
+    #[arg(long, env = "TIDEGATE_REDIS", value_name = "URL")]
+    pub redis: Option<String>,
+    /// A directory below which csv-import may read; repeatable [default: import below --data-dir]
+    #[arg(long = "import-dir", env = "TIDEGATE_IMPORT_DIR", value_name = "DIR", value_delimiter = ':')]
+    pub import_dirs: Vec<PathBuf>,
+    /// A TOML file with the lists: commands that `exec` jobs may run
+    #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How many jobs the local worker runs at once; 0 runs no worker here
+    #[arg(long, env = "TIDEGATE_WORKERS", default_value_t = 4, value_name = "N")]
+    pub workers: u32,
+    /// Serve addresses that are not loopback although nobody has to authenticate
+    #[arg(long, env = "TIDEGATE_INSECURE")]
+    pub insecure: bool,
+}
+
+/// The client commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Submit a job, and with --watch follow it to its end
+    Submit(Submit),
+    /// Follow a job's progress and log to its end, across lost connections
+    Watch(Watch),
+    /// Ask for a job's cancellation
+    Cancel(Cancel),
+    /// Queue a failed or cancelled job again
+    Retry(JobRef),
+    /// Remove a finished job and its log
+    Delete(JobRef),
+    /// List jobs, newest first
+    Jobs(Jobs),
+    /// List the kinds of job that workers offer
+    Kinds(Kinds),
+}
+
+/// Which gateway to talk to.
+#[derive(Args, Debug)]
+pub struct Target {
+    /// The gateway's address
+    #[arg(long, env = "TIDEGATE_SERVER", default_value = DEFAULT_SERVER, value_name = "URL")]
+    pub server: String,
+}
+
+/// How to follow.
+#[derive(Args, Debug)]
+pub struct Follow {
+    /// Print JSON, one object a line, instead of text for people
+    #[arg(long)]
+    pub json: bool,
+    /// How long to try to get a lost server back, in seconds
+    #[arg(long, env = "TIDEGATE_GIVE_UP", default_value_t = 600, value_name = "SECONDS")]
+    pub give_up: u64,
+}
+
+/// Arguments of `submit`.
+#[derive(Args, Debug)]
+#[command(after_help = crate::exit::HELP, after_long_help = format!("{}{}", "\
+Examples:
+  tidegate submit demo '{}'                       prints the job's id
+  tidegate submit demo '{\"steps\": 4}' --watch     and follows it to its end
+  tidegate submit csv-import @import.json         the input from a file
+  jq -n '{path: \"a.csv\"}' | tidegate submit csv-import - --key import-2026-11
+                                                  the input from a pipe; the key makes a repeat harmless
+
+", crate::exit::HELP))]
+pub struct Submit {
+    /// The kind of job; `tidegate kinds` lists them
+    pub kind: String,
+    /// The input: JSON, or @FILE, or - for standard input
+    #[arg(value_name = "JSON")]
+    pub input: String,
+    /// Follow the job to its end
+    #[arg(long)]
+    pub watch: bool,
+    /// An idempotency key: the same key and input yield the same job
+    #[arg(long, value_name = "IDEMPOTENCY")]
+    pub key: Option<String>,
+    /// How to follow.
+    #[command(flatten)]
+    pub follow: Follow,
+    /// Which gateway.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// Arguments of `watch`.
+#[derive(Args, Debug)]
+#[command(after_help = crate::exit::HELP, after_long_help = format!("{}{}", "\
+Examples:
+  tidegate watch 01902f5e-…                       from the beginning, then live
+  tidegate watch 01902f5e-… --cursor latest       only what comes
+  tidegate watch 01902f5e-… --cursor 17-q7x2ma    what follows event 17
+  tidegate watch 01902f5e-… --json | jq .data     for programs
+
+", crate::exit::HELP))]
+pub struct Watch {
+    /// The job's id
+    pub job_id: String,
+    /// Begin after this event's cursor; also `earliest` or `latest` [default: earliest]
+    #[arg(long, value_name = "C")]
+    pub cursor: Option<String>,
+    /// How to follow.
+    #[command(flatten)]
+    pub follow: Follow,
+    /// Which gateway.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// One job at one gateway.
+#[derive(Args, Debug)]
+pub struct JobRef {
+    /// The job's id
+    pub job_id: String,
+    /// Which gateway.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// Arguments of `cancel`.
+#[derive(Args, Debug)]
+pub struct Cancel {
+    /// Which job.
+    #[command(flatten)]
+    pub job: JobRef,
+    /// Why, for those who watch
+    #[arg(long, value_name = "R")]
+    pub reason: Option<String>,
+}
+
+/// Arguments of `jobs`.
+#[derive(Args, Debug)]
+pub struct Jobs {
+    /// Only jobs in this state; repeatable: scheduled, queued, processing, completed, failed, cancelled
+    #[arg(long, value_delimiter = ',', ignore_case = true,
+          value_parser = ["scheduled", "queued", "processing", "completed", "failed", "cancelled"], hide_possible_values = true)]
+    pub status: Vec<String>,
+    /// Only jobs of this kind
+    #[arg(long)]
+    pub kind: Option<String>,
+    /// How many at most
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    pub limit: usize,
+    /// Print JSON, one job a line
+    #[arg(long)]
+    pub json: bool,
+    /// Which gateway.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// Arguments of `kinds`.
+#[derive(Args, Debug)]
+pub struct Kinds {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Which gateway.
+    #[command(flatten)]
+    pub target: Target,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_scalar_flag_has_its_environment_twin() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        for arg in command.get_arguments().filter(|a| !matches!(a.get_id().as_str(), "help" | "version")) {
+            let long = arg.get_long().unwrap();
+            let twin = format!("TIDEGATE_{}", long.to_uppercase().replace('-', "_"));
+            assert_eq!(arg.get_env().and_then(|e| e.to_str()), Some(&*twin), "--{long}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_design() {
+        let cli = Cli::try_parse_from(["tidegate"]).unwrap();
+        assert_eq!(cli.serve.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(cli.serve.grpc_listen.to_string(), "127.0.0.1:50051");
+        assert!(cli.command.is_none() && !cli.serve.insecure);
+    }
+}
