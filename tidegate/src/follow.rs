@@ -107,6 +107,7 @@ pub struct Follower {
     start: String,
     cursor: Option<String>,
     give_up_after: Duration,
+    silence: Duration,
     open: Option<Open>,
     ready: VecDeque<sse::Event>,
     /// The outcome that the last event named; a retried job's log goes on behind one.
@@ -130,6 +131,7 @@ impl Follower {
             start: start.to_owned(),
             cursor: None,
             give_up_after,
+            silence: SILENCE,
             open: None,
             ready: VecDeque::new(),
             outcome: None,
@@ -139,6 +141,12 @@ impl Follower {
             lost_at: None,
             was_connected: false,
         }
+    }
+
+    /// Takes a connection for dead after another time without a byte than [`SILENCE`].
+    pub fn with_silence(mut self, silence: Duration) -> Self {
+        self.silence = silence;
+        self
     }
 
     /// The cursor of the last event seen, if there was one.
@@ -162,7 +170,7 @@ impl Follower {
                 }
                 continue;
             };
-            let patience = if self.outcome.is_some() { CLOSING } else { SILENCE };
+            let patience = if self.outcome.is_some() { CLOSING } else { self.silence };
             let lost = match tokio::time::timeout(patience, open.response.chunk()).await {
                 Ok(Ok(Some(chunk))) => {
                     let ready = &mut self.ready;
@@ -173,7 +181,7 @@ impl Follower {
                 }
                 Ok(Ok(None)) => "the connection ended".to_owned(),
                 Ok(Err(error)) => format!("the connection broke: {}", innermost(&error)),
-                Err(_) => format!("no sign of life for {} s", SILENCE.as_secs()),
+                Err(_) => format!("no sign of life for {} s", patience.as_secs()),
             };
             self.open = None;
             return match self.outcome {
@@ -221,7 +229,7 @@ impl Follower {
         };
         // Asking for the stream alone makes passing refusals arrive as a goodbye.
         let request = request.header(header::ACCEPT, "text/event-stream");
-        let response = match tokio::time::timeout(SILENCE, self.client.send(request)).await {
+        let response = match tokio::time::timeout(self.silence, self.client.send(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) if !self.was_connected => return Err(error),
             Ok(Err(Error::Unreachable { cause, .. })) => return self.reconnecting(cause, None).map(Some),
