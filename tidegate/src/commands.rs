@@ -77,9 +77,9 @@ async fn submit(args: Submit) -> Result<u8, Failure> {
     }
     let mut out = io::stdout();
     if args.follow.json {
-        writeln!(out, "{job}")?
+        writeln!(out, "{job}")?;
     } else {
-        writeln!(out, "{job_id}")?
+        writeln!(out, "{job_id}")?;
     }
     Ok(0)
 }
@@ -149,7 +149,8 @@ async fn jobs(args: Jobs) -> Result<u8, Failure> {
         let jobs = answer["jobs"].as_array().map(Vec::as_slice).unwrap_or_default();
         for job in jobs.iter().take(left) {
             left -= 1;
-            if args.json { writeln!(out, "{job}")? } else { writeln!(out, "{}", row(job))? }
+            let line = if args.json { job.to_string() } else { row(job) };
+            writeln!(out, "{line}")?;
         }
         match answer["next"].as_str() {
             Some(next) if !next.is_empty() && next != page => page = next.to_owned(),

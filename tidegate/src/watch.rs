@@ -197,7 +197,11 @@ impl Screen {
         match self {
             Self::Terminal { bar, colour } => {
                 let text = paint(line, *colour);
-                if bar.is_finished() { writeln!(io::stdout(), "{text}") } else { Ok(bar.println(text)) }
+                if bar.is_finished() {
+                    return writeln!(io::stdout(), "{text}");
+                }
+                bar.println(text);
+                Ok(())
             }
             _ => writeln!(io::stdout(), "{}", line.text),
         }
