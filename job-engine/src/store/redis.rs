@@ -14,19 +14,19 @@ mod connection;
 mod hints;
 
 use std::{
-    sync::atomic::{AtomicI64, Ordering},
     sync::Arc,
+    sync::atomic::{AtomicI64, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use ::redis::{cmd, FromRedisValue, Value};
+use ::redis::{FromRedisValue, Value, cmd};
 use bytes::Bytes;
 use tokio::sync::broadcast;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Answer, Commit, CommitOutcome, Entry, Expect, Head, Hint, IndexChange, Page, Snapshot, Store, StoreError,
-    HINT_BUFFER,
+    Answer, Commit, CommitOutcome, Entry, Expect, HINT_BUFFER, Head, Hint, IndexChange, Page, Snapshot,
+    Store, StoreError,
 };
 use connection::{Connection, Script};
 
@@ -55,6 +55,7 @@ impl RedisOptions {
 pub struct RedisStore {
     connection: Connection,
     commit: Script,
+    delete: Script,
     claim: Script,
     renew: Script,
     keys: Keys,
@@ -88,7 +89,10 @@ impl RedisStore {
     /// Connects, checks that the server keeps what it is given, and begins to listen for hints.
     pub async fn connect(options: &RedisOptions) -> Result<Self, StoreError> {
         let name_ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b':' | b'_' | b'-');
-        if options.namespace.is_empty() || options.namespace.len() > 64 || !options.namespace.bytes().all(name_ok) {
+        if options.namespace.is_empty()
+            || options.namespace.len() > 64
+            || !options.namespace.bytes().all(name_ok)
+        {
             return Err(StoreError::Unavailable("the namespace must be [A-Za-z0-9:_-]{1,64}".into()));
         }
         let client = ::redis::Client::open(options.url.as_str()).map_err(|e| connection::typed(&e))?;
@@ -99,9 +103,14 @@ impl RedisStore {
         let skew_ms = Arc::new(AtomicI64::new(0));
         sample_clock(&connection, &skew_ms).await?;
         Ok(Self {
-            _hints: AbortOnDropHandle::new(tokio::spawn(hints::listen(client, keys.channel(), hints.clone()))),
+            _hints: AbortOnDropHandle::new(tokio::spawn(hints::listen(
+                client,
+                keys.channel(),
+                hints.clone(),
+            ))),
             _clock: AbortOnDropHandle::new(tokio::spawn(follow_clock(connection.clone(), skew_ms.clone()))),
             commit: Script::new(include_str!("redis/commit.lua")),
+            delete: Script::new(concat!("#!lua flags=allow-oom\n", include_str!("redis/commit.lua"))),
             claim: Script::new(include_str!("redis/claim.lua")),
             renew: Script::new(include_str!("redis/renew.lua")),
             connection,
@@ -134,7 +143,8 @@ impl RedisStore {
     async fn change(&self, mode: &str, head: Head, change: Change<'_>) -> Result<CommitOutcome, StoreError> {
         let (keys, args) = self.commit_args(mode, &head, &change);
         let done = Head { seq: head.seq + change.events.len() as u64, epoch: head.epoch };
-        let (reply, repeated) = self.connection.run(&self.commit, &keys, &args).await?;
+        let script = if mode == "del" { &self.delete } else { &self.commit };
+        let (reply, repeated) = self.connection.run(script, &keys, &args).await?;
         if let Value::Int(1) = reply {
             return Ok(CommitOutcome::Committed(done));
         }
@@ -147,7 +157,12 @@ impl RedisStore {
         Ok(if own_work { CommitOutcome::Committed(done) } else { CommitOutcome::Conflict(current) })
     }
 
-    async fn range(&self, stream: &str, after: u64, count: usize) -> Result<(Option<(Head, u64)>, Vec<Entry>), StoreError> {
+    async fn range(
+        &self,
+        stream: &str,
+        after: u64,
+        count: usize,
+    ) -> Result<(Option<(Head, u64)>, Vec<Entry>), StoreError> {
         let mut pipe = ::redis::pipe();
         pipe.atomic();
         pipe.cmd("HMGET").arg(self.keys.state(stream)).arg("q").arg("e").arg("f");
@@ -241,7 +256,8 @@ impl Store for RedisStore {
                 }
                 let full = entries.len() == want;
                 for entry in entries {
-                    let expected = if page.entries.is_empty() { (after + 1).max(page.first_seq) } else { next + 1 };
+                    let expected =
+                        if page.entries.is_empty() { (after + 1).max(page.first_seq) } else { next + 1 };
                     if entry.seq != expected && page.entries.is_empty() {
                         return Err(StoreError::Damaged(format!("{stream} lacks event {expected}")));
                     }
@@ -278,7 +294,12 @@ impl Store for RedisStore {
         })
     }
 
-    fn list(&self, index: &str, before: Option<(u64, String)>, limit: usize) -> Answer<'_, Vec<(u64, String)>> {
+    fn list(
+        &self,
+        index: &str,
+        before: Option<(u64, String)>,
+        limit: usize,
+    ) -> Answer<'_, Vec<(u64, String)>> {
         let key = self.keys.index(index);
         Box::pin(async move {
             let max = before.as_ref().map_or("+inf".to_owned(), |(due, _)| due.to_string());
@@ -289,7 +310,8 @@ impl Store for RedisStore {
                 cmd.arg(&key).arg(&max).arg("-inf").arg("WITHSCORES").arg("LIMIT").arg(offset).arg(limit);
                 let page: Vec<(String, f64)> = parse(self.connection.command(&cmd).await?)?;
                 let (rows, last) = (page.len(), page.len() < limit);
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // scores are ms, below 2^53
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+                // scores are ms, below 2^53
                 let keys = page.into_iter().map(|(member, due)| (due as u64, member));
                 // Members due in the same ms as `before` come again: skip them by name.
                 found.extend(keys.filter(|key| before.as_ref().is_none_or(|before| key < before)));
@@ -319,7 +341,8 @@ fn snapshot(reply: Value) -> Result<Option<Snapshot>, StoreError> {
     if matches!(&reply, Value::Array(items) if items.is_empty()) {
         return Ok(None);
     }
-    let (seq, epoch, first, state): (Option<u64>, Option<String>, Option<u64>, Option<Vec<u8>>) = parse(reply)?;
+    let (seq, epoch, first, state): (Option<u64>, Option<String>, Option<u64>, Option<Vec<u8>>) =
+        parse(reply)?;
     Ok(match (seq, epoch, first, state) {
         (Some(seq), Some(epoch), Some(first_seq), Some(state)) => {
             Some(Snapshot { head: Head { seq, epoch }, first_seq, state: state.into() })
@@ -358,4 +381,3 @@ async fn follow_clock(connection: Connection, skew_ms: Arc<AtomicI64>) {
         }
     }
 }
-

@@ -6,7 +6,7 @@
 //! After the first failed write everything is refused: what the disk holds is only known after a restart.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::Arc,
     time::Duration,
 };

@@ -311,7 +311,7 @@ fn number(value: impl AsRef<[u8]>) -> Option<u64> {
 
 /// A copy: small values are cheaper to copy than to keep a whole block in memory for.
 fn shared(value: &UserValue) -> Bytes {
-    Bytes::copy_from_slice(&value)
+    Bytes::copy_from_slice(value)
 }
 
 /// The one place where an error of fjall gets its meaning.

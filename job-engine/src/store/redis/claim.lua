@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Hands out due members and hides them for a while; see Store::claim.
 -- KEYS 1 index; ARGV 1 how many, 2 hold in ms. Reply: the members, soonest first.
 local time = redis.call('TIME')

@@ -8,8 +8,9 @@
 --
 -- Redis runs a script whole, but does not undo one that fails half-way: so everything that can fail is checked
 -- before the first write, and the first write (XADD with an explicit id) is itself the check that the id grows.
+-- When memory is full that first XADD is refused; `del` runs with allow-oom instead, because it makes room.
 local mode, seq = ARGV[1], ARGV[2]
-local head = redis.call('HMGET', KEYS[1], 'q', 'e')
+local head = redis.call('HMGET', KEYS[1], 'q', 'e', 'f')
 if mode == 'new' then
   if head[1] then return redis.call('HMGET', KEYS[1], 'q', 'e', 'f', 'v') end
   redis.call('UNLINK', KEYS[2])
@@ -29,11 +30,15 @@ else
     last = string.format('%.0f', seq + i)
     redis.call('XADD', KEYS[2], last .. '-0', 'd', ARGV[7 + i])
   end
+  local first = head[3] or '1'
+  if tonumber(ARGV[5]) > tonumber(first) then
+    first = ARGV[5]
+    redis.call('XTRIM', KEYS[2], 'MINID', first)
+  end
   if mode == 'new' then
-    redis.call('HSET', KEYS[1], 'e', ARGV[3], 'f', 1, 'q', last, 'v', ARGV[4])
-  elseif ARGV[5] ~= '0' then
-    redis.call('XTRIM', KEYS[2], 'MINID', ARGV[5])
-    redis.call('HSET', KEYS[1], 'f', ARGV[5], 'q', last, 'v', ARGV[4])
+    redis.call('HSET', KEYS[1], 'e', ARGV[3], 'f', first, 'q', last, 'v', ARGV[4])
+  elseif first ~= head[3] then
+    redis.call('HSET', KEYS[1], 'f', first, 'q', last, 'v', ARGV[4])
   else
     redis.call('HSET', KEYS[1], 'q', last, 'v', ARGV[4])
   end

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis::{
-    aio::{ConnectionLike as _, ConnectionManager, ConnectionManagerConfig},
     Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value,
+    aio::{ConnectionLike as _, ConnectionManager, ConnectionManagerConfig},
 };
 use tokio::time::Instant;
 
@@ -47,7 +47,12 @@ impl Connection {
     }
 
     /// Runs a script; also says whether it was sent more than once, so that an earlier try may have taken effect.
-    pub(super) async fn run(&self, script: &Script, keys: &[String], args: &[Bytes]) -> Result<(Value, bool), StoreError> {
+    pub(super) async fn run(
+        &self,
+        script: &Script,
+        keys: &[String],
+        args: &[Bytes],
+    ) -> Result<(Value, bool), StoreError> {
         let mut cmd = Cmd::new();
         cmd.arg("EVALSHA").arg(&script.hash).arg(keys.len());
         for key in keys {
@@ -91,17 +96,22 @@ impl Connection {
     async fn once(&self, request: &Request<'_>) -> RedisResult<Value> {
         let mut manager = self.manager.clone();
         match request {
-            Request::Command(cmd) => manager.req_packed_command(cmd).await,
+            Request::Command(cmd) => send(&mut manager, cmd).await,
             Request::Pipeline(pipe) => pipe.query_async(&mut manager).await,
-            Request::Script(script, cmd) => match manager.req_packed_command(cmd).await {
+            Request::Script(script, cmd) => match send(&mut manager, cmd).await {
                 Err(e) if e.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                    manager.req_packed_command(redis::cmd("SCRIPT").arg("LOAD").arg(script.source)).await?;
-                    manager.req_packed_command(cmd).await
+                    send(&mut manager, redis::cmd("SCRIPT").arg("LOAD").arg(script.source)).await?;
+                    send(&mut manager, cmd).await
                 }
                 other => other,
             },
         }
     }
+}
+
+/// Sends one command; an error that the server answers is an error.
+async fn send(manager: &mut ConnectionManager, cmd: &Cmd) -> RedisResult<Value> {
+    manager.req_packed_command(cmd).await.and_then(Value::extract_error)
 }
 
 /// What can be sent.

@@ -28,7 +28,11 @@ pub(super) async fn listen(client: Client, channel: String, hints: broadcast::Se
     }
 }
 
-async fn subscribed(client: &Client, channel: &str, hints: &broadcast::Sender<Hint>) -> redis::RedisResult<()> {
+async fn subscribed(
+    client: &Client,
+    channel: &str,
+    hints: &broadcast::Sender<Hint>,
+) -> redis::RedisResult<()> {
     let mut pubsub = client.get_async_pubsub().await?;
     pubsub.subscribe(channel).await?;
     // Sending fails only while nobody listens, and then nobody misses anything.

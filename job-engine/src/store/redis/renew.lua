@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Moves members that are still in an index; see Store::renew.
 -- KEYS 1 index; ARGV 1 ms from now, 2.. members. Reply: 1 or 0 a member, whether it was there.
 local time = redis.call('TIME')

@@ -1,0 +1,99 @@
+//! What every event log must do, run on both: `redis::…` and `embedded::…` have the same tests by the same names,
+//! and a few of their own about what only they can suffer.
+
+#[path = "conformance/crash.rs"]
+mod crash;
+#[path = "conformance/model.rs"]
+mod model;
+#[path = "conformance/outage.rs"]
+mod outage;
+#[path = "conformance/redis_server.rs"]
+mod redis_server;
+#[path = "conformance/suite.rs"]
+mod suite;
+
+use std::{path::Path, sync::Arc};
+
+use job_engine::store::{
+    Store,
+    embedded::{Durability, EmbeddedStore},
+    redis::{RedisOptions, RedisStore},
+};
+use redis_server::RedisServer;
+
+/// A store under test, and a second way to the same data.
+struct Subject {
+    store: Arc<dyn Store>,
+    /// Another connection to the same log; the same store where only one process can have it.
+    other: Arc<dyn Store>,
+    /// Kept while the test runs; dropped after the stores.
+    _server: Option<RedisServer>,
+    _dir: Option<tempfile::TempDir>,
+}
+
+async fn connect(server: &RedisServer) -> Arc<dyn Store> {
+    let options = RedisOptions { namespace: "conformance".into(), ..RedisOptions::new(server.url()) };
+    Arc::new(RedisStore::connect(&options).await.expect("redis-server answers"))
+}
+
+fn open(dir: &Path) -> Arc<dyn Store> {
+    Arc::new(EmbeddedStore::open(dir, Durability::Buffer).expect("the directory can be opened"))
+}
+
+async fn on_redis() -> Subject {
+    let server = RedisServer::start();
+    let (store, other) = (connect(&server).await, connect(&server).await);
+    Subject { store, other, _server: Some(server), _dir: None }
+}
+
+async fn on_disk() -> Subject {
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    let store = open(dir.path());
+    Subject { other: store.clone(), store, _server: None, _dir: Some(dir) }
+}
+
+macro_rules! conformance {
+    ($($name:ident)*) => {
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::suite::$name(&super::on_redis().await).await;
+            })*
+        }
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::suite::$name(&super::on_disk().await).await;
+            })*
+        }
+    };
+}
+
+conformance! {
+    commit_creates_and_appends
+    commit_conflicts_with_what_is_there
+    refused_commit_changes_nothing
+    commit_without_events_is_refused
+    hundred_writers_make_one_dense_log
+    delete_removes_everything
+    delete_conflicts_with_what_is_there
+    recreated_stream_is_another
+    load_answers_in_order
+    read_pages_by_count
+    read_pages_by_bytes
+    read_outside_the_log
+    trimmed_events_are_gone
+    trimming_in_one_sweep_of_thousands
+    first_seq_never_goes_back
+    values_may_be_large
+    values_and_names_may_be_any_bytes
+    index_members_are_put_moved_and_removed
+    index_changes_apply_in_order
+    claim_takes_the_due_soonest_first
+    claim_hides_until_the_hold_ends
+    claims_at_once_share_nothing
+    renew_moves_only_what_is_there
+    list_pages_downwards
+    hints_tell_of_streams_and_indexes
+    clock_is_near_and_never_goes_back
+}
