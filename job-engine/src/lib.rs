@@ -1,4 +1,22 @@
-//! The state of jobs, the event log, and dispatch.
+//! The state of jobs, the event log, and dispatch: Tidegate's gRPC server.
+//!
+//! To follow one event from a worker to a reader: [`session`] takes the report, [`owner`] applies it by
+//! [`job::machine`] and commits it to a [`store`], whose hint rings a bell in [`follow`], upon which [`watch`] reads
+//! the log and streams the event to whoever follows the job.
 
+pub mod config;
+pub mod dispatch;
+pub mod engine;
+pub mod error;
+pub mod follow;
+pub mod idempotency;
 pub mod job;
+pub mod kinds;
+pub mod owner;
+pub mod registry;
+pub mod rpc;
+pub mod server;
+pub mod session;
 pub mod store;
+pub mod submission;
+pub mod watch;

@@ -174,7 +174,12 @@ pub trait Store: Send + Sync + 'static {
     fn renew(&self, index: &str, members: Vec<String>, after: Duration) -> Answer<'_, Vec<bool>>;
 
     /// Up to `limit` members in descending order of (due time in ms, member), below `before` if given.
-    fn list(&self, index: &str, before: Option<(u64, String)>, limit: usize) -> Answer<'_, Vec<(u64, String)>>;
+    fn list(
+        &self,
+        index: &str,
+        before: Option<(u64, String)>,
+        limit: usize,
+    ) -> Answer<'_, Vec<(u64, String)>>;
 
     /// The store's clock, in milliseconds since the Unix epoch: its server's, as far as it is known here.
     fn now_ms(&self) -> u64;

@@ -39,7 +39,10 @@ impl LogRing {
     /// Accounts for the event `seq` of `len` bytes; returns the oldest event to keep.
     pub fn push(&mut self, seq: u64, len: u64, budget: LogBudget) -> u64 {
         match self.segments.last_mut() {
-            Some(s) if s.bytes + len <= budget.bytes / SEGMENTS && seq - s.first_seq < budget.events / SEGMENTS => {
+            Some(s)
+                if s.bytes + len <= budget.bytes / SEGMENTS
+                    && seq - s.first_seq < budget.events / SEGMENTS =>
+            {
                 s.bytes += len;
             }
             _ => self.segments.push(Segment { first_seq: seq, bytes: len }),

@@ -26,15 +26,14 @@ use prost::Message as _;
 use tidegate_proto::{
     limits::{self, cut},
     v1::{
-        event::Kind, job::Outcome, CancelRequested, Cancelled, Event, Failed, Job, JobOptions, JobState, Log, LogLevel,
-        StateChanged,
+        CancelRequested, Cancelled, Event, Failed, Job, JobOptions, JobState, Log, LogLevel, StateChanged,
+        event::Kind, job::Outcome,
     },
 };
 
 use super::{
-    index,
+    JobRecord, Lease, index,
     log_ring::{LogBudget, LogRing},
-    JobRecord, Lease,
 };
 use crate::store::{Commit, Expect, Head, IndexChange};
 
@@ -134,12 +133,17 @@ impl<'r> Draft<'r> {
             ..Job::default()
         };
         let record = JobRecord { job, ring: LogRing::default(), ..JobRecord::default() };
-        let mut draft = Draft { record, rules, now_ms, expect, first_seq: 1, events: Vec::new(), index: Vec::new() };
+        let mut draft =
+            Draft { record, rules, now_ms, expect, first_seq: 1, events: Vec::new(), index: Vec::new() };
         let id = draft.record.job.job_id.clone();
         let owned = index::jobs_of(&draft.record.job.tenant, &draft.record.job.owner);
         draft.put(index::ALL_JOBS, id.clone(), Duration::ZERO);
         draft.put(owned, id, Duration::ZERO);
-        if delay.is_zero() { draft.enqueue("") } else { draft.schedule(delay, "") }
+        if delay.is_zero() {
+            draft.enqueue("")
+        } else {
+            draft.schedule(delay, "")
+        }
         draft
     }
 
@@ -148,7 +152,15 @@ impl<'r> Draft<'r> {
         // Time never runs backwards within a log, whatever the clocks do.
         let now_ms = now_ms.max(record.job.updated_at.map_or(0, millis));
         let first_seq = record.job.first_seq;
-        Draft { record, rules, now_ms, expect: Expect::At(head), first_seq, events: Vec::new(), index: Vec::new() }
+        Draft {
+            record,
+            rules,
+            now_ms,
+            expect: Expect::At(head),
+            first_seq,
+            events: Vec::new(),
+            index: Vec::new(),
+        }
     }
 
     /// Whether nothing happened, so that there is nothing to commit.
@@ -243,6 +255,17 @@ impl<'r> Draft<'r> {
             self.enqueue(&lost);
         }
         Ok(())
+    }
+
+    /// Queues the job again because its worker left before it heard of it.
+    pub fn unassign(&mut self, token: &str) -> Result<(), Refusal> {
+        match &self.record.lease {
+            Some(lease) if lease.token == token && !lease.ended && lease.last_report == 0 => {
+                self.give_back("the worker left");
+                Ok(())
+            }
+            _ => Err(Refusal::LeaseLost),
+        }
     }
 
     /// Queues a job whose time has come.

@@ -1,1 +1,160 @@
-//! wip
+//! What only a Redis server can suffer: forgotten scripts, a restart, full memory, being away.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use job_engine::store::{
+    Commit, CommitOutcome, Expect, Hint, Store, StoreError,
+    redis::{RedisOptions, RedisStore},
+};
+
+use super::{
+    RedisServer, connect,
+    suite::{absent, commit, head, load, must, put, remove},
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn j25_forgotten_scripts_are_loaded_again() {
+    let server = RedisServer::start();
+    let store = connect(&server).await;
+    let mut at = must(&*store, commit("a", absent("e"), "s", &["x"])).await;
+    for i in 0..20 {
+        assert!(server.command("SCRIPT FLUSH").expect("a reply").starts_with("+OK"));
+        let next = Commit { index: vec![put("i", "a", Duration::ZERO)], ..commit("a", Expect::At(at), "s", &["y"]) };
+        at = must(&*store, next).await;
+        assert_eq!(at.seq, i + 2);
+        assert!(server.command("SCRIPT FLUSH").expect("a reply").starts_with("+OK"));
+        assert_eq!(store.claim("i", 1, HOUR).await.expect("an answer"), ["a"]);
+        assert!(server.command("SCRIPT FLUSH").expect("a reply").starts_with("+OK"));
+        assert_eq!(store.renew("i", vec!["a".into()], HOUR).await.expect("an answer"), [true]);
+    }
+    assert!(server.command("SCRIPT FLUSH").expect("a reply").starts_with("+OK"));
+    assert!(matches!(store.delete("a", at, vec![]).await.expect("an answer"), CommitOutcome::Committed(_)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn j27_a_restarted_server_is_used_again_and_nothing_is_lost_or_doubled() {
+    let mut server = RedisServer::start_durable();
+    let store = connect(&server).await;
+    let mut hints = store.hints();
+    let writers: Vec<_> = (0..8)
+        .map(|w| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let (name, mut expect) = (format!("w{w}"), absent("e"));
+                for i in 1..=200u64 {
+                    let outcome = store.commit(commit(&name, expect, &i.to_string(), &[&i.to_string()])).await;
+                    match outcome.expect("the store is away for less than its patience") {
+                        CommitOutcome::Committed(at) => expect = Expect::At(at),
+                        CommitOutcome::Conflict(now) => panic!("nobody else writes, yet {i} met {now:?}"),
+                    }
+                }
+            })
+        })
+        .collect();
+    while load(&*store, "w0").await.is_none_or(|now| now.head.seq < 20) {
+        tokio::task::yield_now().await;
+    }
+    server.kill();
+    server.start_again();
+    for writer in writers {
+        writer.await.expect("the writer succeeds");
+    }
+    for w in 0..8 {
+        let name = format!("w{w}");
+        let page = store.read(&name, 0, 1000, usize::MAX).await.expect("an answer").expect("the stream");
+        assert_eq!(page.head, head(200, "e"));
+        let numbers: Vec<_> = page.entries.iter().map(|e| String::from_utf8_lossy(&e.data).into_owned()).collect();
+        assert_eq!(numbers, (1..=200).map(|i| i.to_string()).collect::<Vec<_>>());
+    }
+    // Whoever listens learns that hints were lost, and then hears new ones.
+    let mut lost = false;
+    loop {
+        let hint = tokio::time::timeout(Duration::from_secs(10), hints.recv()).await.expect("a hint in time");
+        lost |= matches!(hint, Ok(Hint::Lost) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)));
+        match load(&*store, "after").await {
+            None if lost => drop(must(&*store, commit("after", absent("e"), "", &["x"])).await),
+            _ if matches!(&hint, Ok(Hint::Stream(name, _)) if &**name == "after") => break,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_unavailable_and_comes_back() {
+    let mut server = RedisServer::start_durable();
+    let options = RedisOptions { patience: Duration::from_millis(200), ..RedisOptions::new(server.url()) };
+    let store: Arc<dyn Store> = Arc::new(RedisStore::connect(&options).await.expect("redis-server answers"));
+    let at = must(&*store, commit("a", absent("e"), "s", &["x"])).await;
+    server.kill();
+    assert!(matches!(store.ping().await, Err(StoreError::Unavailable(_))));
+    let refused = store.commit(commit("a", Expect::At(at.clone()), "t", &["y"])).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    assert!(matches!(store.load(vec!["a".into()]).await, Err(StoreError::Unavailable(_))));
+    server.start_again();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while store.ping().await.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "the store does not come back");
+    }
+    assert_eq!(must(&*store, commit("a", Expect::At(at), "t", &["y"])).await, head(2, "e"));
+}
+
+#[tokio::test]
+async fn j25_full_memory_is_told_and_leaves_nothing_half_done() {
+    let server = RedisServer::start();
+    let store = connect(&server).await;
+    let at = must(&*store, Commit { index: vec![put("i", "kept", HOUR)], ..commit("a", absent("e"), "s", &["x"]) }).await;
+    let filling = Bytes::from(vec![b'x'; 1 << 20]);
+    let filler = |i: usize| Commit { state: filling.clone(), ..commit(&format!("f{i}"), absent("e"), "", &["x"]) };
+    server.command("CONFIG SET maxmemory 16mb").expect("a reply");
+    let mut stored = 0;
+    let refused = loop {
+        match store.commit(filler(stored)).await {
+            Ok(CommitOutcome::Committed(_)) => stored += 1,
+            other => break other,
+        }
+        assert!(stored < 64, "maxmemory has no effect");
+    };
+    assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+    assert_eq!(load(&*store, &format!("f{stored}")).await, None);
+    let before = (load(&*store, "a").await, store.list("i", None, 10).await.expect("an answer"));
+    let grow = Commit {
+        index: vec![remove("i", "kept"), put("i", "new", Duration::ZERO)],
+        ..commit("a", Expect::At(at.clone()), "t", &["y", "z"])
+    };
+    assert!(matches!(store.commit(grow.clone()).await, Err(StoreError::Full(_))));
+    assert_eq!((load(&*store, "a").await, store.list("i", None, 10).await.expect("an answer")), before);
+    let page = store.read("a", 0, 10, 1000).await.expect("an answer").expect("the stream");
+    assert_eq!(page.entries.len(), 1);
+    // What keeps jobs alive and what makes room still works.
+    assert_eq!(store.renew("i", vec!["kept".into()], Duration::ZERO).await.expect("an answer"), [true]);
+    assert_eq!(store.claim("i", 1, HOUR).await.expect("an answer"), ["kept"]);
+    for i in 0..stored {
+        let gone = store.delete(&format!("f{i}"), head(1, "e"), vec![put("gone", &format!("f{i}"), HOUR)]).await;
+        assert!(matches!(gone.expect("an answer"), CommitOutcome::Committed(_)));
+    }
+    assert_eq!(must(&*store, grow).await, head(3, "e"));
+    assert_eq!(store.list("gone", None, 100).await.expect("an answer").len(), stored);
+}
+
+#[tokio::test]
+async fn j24_a_server_that_evicts_is_refused() {
+    let server = RedisServer::start();
+    server.command("CONFIG SET maxmemory-policy allkeys-lru").expect("a reply");
+    let refused = RedisStore::connect(&RedisOptions::new(server.url())).await;
+    let text = refused.err().expect("a server that evicts is refused").to_string();
+    assert!(text.contains("allkeys-lru") && text.contains("noeviction"), "{text}");
+}
+
+#[tokio::test]
+async fn j24_a_flushed_server_answers_with_no_stream_rather_than_an_old_one() {
+    let server = RedisServer::start();
+    let store = connect(&server).await;
+    let at = must(&*store, commit("a", absent("e"), "s", &["x"])).await;
+    server.command("FLUSHALL").expect("a reply");
+    let outcome = store.commit(commit("a", Expect::At(at), "t", &["y"])).await.expect("an answer");
+    assert_eq!(outcome, CommitOutcome::Conflict(None));
+    assert_eq!(load(&*store, "a").await, None);
+}

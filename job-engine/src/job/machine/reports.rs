@@ -9,8 +9,8 @@ use std::time::Duration;
 use tidegate_proto::{
     limits::{self, cut},
     v1::{
-        event::Kind, job::Outcome, report::Body, CancelRequested, Checkpoint, Completed, Failed, JobState, Log, LogLevel,
-        Progress,
+        CancelRequested, Checkpoint, Completed, Failed, JobState, Log, LogLevel, Progress, event::Kind,
+        job::Outcome, report::Body,
     },
 };
 
@@ -29,7 +29,13 @@ impl Draft<'_> {
     /// Applies a report. `jitter` in 0.5..=1.0 spreads the pause before a next attempt.
     ///
     /// Errors: [`Refusal::LeaseLost`], or [`Refusal::Rejected`] with the rule that was broken.
-    pub fn report(&mut self, token: &str, number: u64, body: &Body, jitter: f64) -> Result<Reported, Refusal> {
+    pub fn report(
+        &mut self,
+        token: &str,
+        number: u64,
+        body: &Body,
+        jitter: f64,
+    ) -> Result<Reported, Refusal> {
         let lease = self.record.lease.as_ref().filter(|l| l.token == token).ok_or(Refusal::LeaseLost)?;
         if number <= lease.last_report {
             return Ok(Reported::Stored(lease.last_report_seq));
@@ -64,7 +70,10 @@ impl Draft<'_> {
             (Body::Fail(failed), None) => self.fail(failed.clone(), jitter),
             (Body::Stopped(_), None) => self.give_back("the worker stopped"),
             (Body::Released(released), None) => {
-                self.give_back(&cut(format!("released by its worker: {}", released.reason), limits::MAX_TEXT_BYTES));
+                self.give_back(&cut(
+                    format!("released by its worker: {}", released.reason),
+                    limits::MAX_TEXT_BYTES,
+                ));
             }
         }
         let seq = self.record.job.last_seq;
@@ -101,7 +110,9 @@ impl Draft<'_> {
     fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), Refusal> {
         let (len, max) = (checkpoint.data.len(), self.rules.max_checkpoint);
         if len > max {
-            return Err(Refusal::Rejected(format!("a checkpoint has at most {max} bytes, this one has {len}")));
+            return Err(Refusal::Rejected(format!(
+                "a checkpoint has at most {max} bytes, this one has {len}"
+            )));
         }
         let saved = Checkpoint {
             name: cut(checkpoint.name.clone(), limits::MAX_TEXT_BYTES),
@@ -116,7 +127,10 @@ impl Draft<'_> {
 
     fn fail(&mut self, failed: Failed, jitter: f64) {
         let failed = Failed {
-            code: cut(if failed.code.is_empty() { "failed".into() } else { failed.code }, limits::MAX_NAME_BYTES),
+            code: cut(
+                if failed.code.is_empty() { "failed".into() } else { failed.code },
+                limits::MAX_NAME_BYTES,
+            ),
             message: cut(failed.message, limits::MAX_LOG_BYTES),
             retryable: failed.retryable,
         };
@@ -127,14 +141,18 @@ impl Draft<'_> {
             return;
         }
         self.end_lease();
-        self.note(LogLevel::Error, format!("attempt {} failed: {}: {}", self.record.job.attempt, failed.code, failed.message));
-        let duration = |d: Option<prost_types::Duration>| d.and_then(|d| Duration::try_from(d).ok()).unwrap_or_default();
+        self.note(
+            LogLevel::Error,
+            format!("attempt {} failed: {}: {}", self.record.job.attempt, failed.code, failed.message),
+        );
+        let duration =
+            |d: Option<prost_types::Duration>| d.and_then(|d| Duration::try_from(d).ok()).unwrap_or_default();
         let doubled = duration(options.backoff).saturating_mul(1 << (failures - 1).min(20));
         let pause = doubled.min(duration(options.max_backoff)).mul_f64(jitter.clamp(0.5, 1.0));
         self.schedule(pause, &format!("attempt {} of {} follows", failures + 1, options.max_attempts));
     }
 
-    fn give_back(&mut self, reason: &str) {
+    pub(super) fn give_back(&mut self, reason: &str) {
         self.end_lease();
         self.enqueue(reason);
     }
@@ -142,7 +160,10 @@ impl Draft<'_> {
 
 fn json(what: &str, text: &str, max: usize) -> Result<(), Refusal> {
     if text.len() > max {
-        return Err(Refusal::Rejected(format!("a {what} has at most {max} bytes, this one has {}", text.len())));
+        return Err(Refusal::Rejected(format!(
+            "a {what} has at most {max} bytes, this one has {}",
+            text.len()
+        )));
     }
     serde_json::from_str::<serde::de::IgnoredAny>(text)
         .map(drop)

@@ -1,0 +1,100 @@
+//! The engine's configuration: flags with environment twins.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+
+use crate::{job::machine::Rules, store::embedded::Durability};
+
+/// What an engine is told at its start.
+#[derive(Clone, Debug, Args)]
+pub struct Config {
+    /// Where gRPC listens.
+    #[arg(long, env = "TIDEGATE_GRPC_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDR")]
+    pub grpc_listen: SocketAddr,
+
+    /// Where /healthz and /readyz of the engine listen.
+    #[arg(
+        long = "engine-admin-listen",
+        visible_alias = "admin-listen",
+        env = "TIDEGATE_ENGINE_ADMIN_LISTEN",
+        default_value = "127.0.0.1:9465",
+        value_name = "ADDR"
+    )]
+    pub admin_listen: SocketAddr,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogConfig,
+
+    /// How closely progress reports of one job may follow each other before they are merged, in milliseconds; 0 keeps every one.
+    #[arg(long, env = "TIDEGATE_PROGRESS_INTERVAL_MS", default_value_t = 100, value_name = "MS")]
+    pub progress_interval_ms: u64,
+
+    /// How long a worker may give no sign of life before its jobs are given to others, in seconds (1 to 3600).
+    #[arg(long, env = "TIDEGATE_LEASE_SECONDS", default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub lease_seconds: u64,
+
+    /// How long a worker has to obey a cancellation, in seconds (1 to 3600).
+    #[arg(long, env = "TIDEGATE_CANCEL_GRACE_SECONDS", default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub cancel_grace_seconds: u64,
+
+    /// How many events of one job's log are kept; the oldest go first, and viewers are told (at least 16).
+    #[arg(long, env = "TIDEGATE_LOG_EVENTS", default_value_t = 50_000, value_name = "N", value_parser = clap::value_parser!(u64).range(16..))]
+    pub log_events: u64,
+
+    /// How many bytes of one job's log are kept (at least 65536).
+    #[arg(long, env = "TIDEGATE_LOG_BYTES", default_value_t = 16 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(65536..))]
+    pub log_bytes: u64,
+}
+
+/// Where the event log is.
+#[derive(Clone, Debug, Args)]
+pub struct LogConfig {
+    /// Where the embedded event log and the workers' files are kept.
+    #[arg(long, env = "TIDEGATE_DATA_DIR", default_value = "./tidegate-data", value_name = "DIR")]
+    pub data_dir: PathBuf,
+
+    /// Keep the event log in Redis or Valkey instead: redis://[user:password@]host[:port][/db].
+    #[arg(long, env = "TIDEGATE_REDIS", value_name = "URL", hide_env_values = true)]
+    pub redis: Option<String>,
+
+    /// The prefix of every key in Redis; engines that share it share their jobs.
+    #[arg(long, env = "TIDEGATE_REDIS_NAMESPACE", default_value = "tidegate", value_name = "NAME")]
+    pub redis_namespace: String,
+
+    /// What the embedded event log waits for before it answers.
+    #[arg(long, env = "TIDEGATE_DURABILITY", default_value = "sync", value_name = "LEVEL")]
+    pub durability: DurabilityLevel,
+}
+
+/// What an acknowledged event survives on the embedded log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DurabilityLevel {
+    /// A power cut: events are on the disk, many by one sync.
+    Sync,
+    /// A crash of the process, but not of the machine: events are with the operating system.
+    Buffer,
+}
+
+impl From<DurabilityLevel> for Durability {
+    fn from(level: DurabilityLevel) -> Self {
+        match level {
+            DurabilityLevel::Sync => Durability::Sync,
+            DurabilityLevel::Buffer => Durability::Buffer,
+        }
+    }
+}
+
+impl Config {
+    /// The state machine's rules.
+    pub fn rules(&self) -> Rules {
+        let mut rules = Rules {
+            lease: Duration::from_secs(self.lease_seconds),
+            cancel_grace: Duration::from_secs(self.cancel_grace_seconds),
+            ..Rules::default()
+        };
+        (rules.log.events, rules.log.bytes) = (self.log_events, self.log_bytes);
+        rules
+    }
+}

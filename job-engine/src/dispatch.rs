@@ -1,0 +1,141 @@
+//! Hands queued jobs to workers with free slots, and sweeps up what became due.
+//!
+//! Both loops claim members of an index, which hides them for [`HOLD`], and then let the state machine decide on each.
+//! An engine that dies in between loses nothing: the claim becomes due again, here or on another engine.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+
+use crate::{
+    engine::Engine,
+    error::EngineError,
+    idempotency,
+    job::{JobRecord, index},
+    kinds,
+    session::ToSession,
+    store::IndexChange,
+};
+
+/// How long a claimed member is hidden from other engines.
+const HOLD: Duration = Duration::from_secs(10);
+/// How many members one claim takes at most.
+const CLAIM: usize = 64;
+/// How often due times are looked at.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// Assigns queued jobs, for ever.
+pub async fn assign(engine: Arc<Engine>) {
+    loop {
+        for kind in engine.registry.dirty().await {
+            loop {
+                let free = engine.registry.free(&kind).min(CLAIM);
+                if free == 0 || engine.draining.is_cancelled() {
+                    break;
+                }
+                let claimed = match engine.store.claim(&index::queue(&kind), free, HOLD).await {
+                    Ok(claimed) => claimed,
+                    Err(error) => {
+                        tracing::warn!(kind, %error, "cannot claim queued jobs");
+                        break;
+                    }
+                };
+                let found = claimed.len();
+                join_all(claimed.into_iter().map(|id| assign_one(&engine, &kind, id))).await;
+                if found < free {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+async fn assign_one(engine: &Arc<Engine>, kind: &str, job_id: String) {
+    let Some(slot) = engine.registry.reserve(kind) else { return };
+    let nonce = format!("{:016x}", rand::random::<u64>());
+    let assigned = async {
+        let (record, head) = engine.get(None, &job_id).await?;
+        engine.transact(record, head, |draft| draft.assign(&slot.member.name, &nonce)).await
+    };
+    match assigned.await {
+        Ok((record, head)) => {
+            let to_session = slot.member.to_session.clone();
+            if let Err(unsent) = to_session.send(ToSession::Assigned(Box::new((record, head, slot)))).await {
+                let ToSession::Assigned(assigned) = unsent.0 else { return };
+                let (record, head, _slot) = *assigned;
+                give_back(engine, record, head).await;
+            }
+        }
+        // Cancelled, or taken by another engine, since it was claimed.
+        Err(EngineError::State(_) | EngineError::NotFound) => {}
+        Err(error) => tracing::warn!(job_id, %error, "a job could not be assigned"),
+    }
+}
+
+/// Queues a job again whose worker left before it was told.
+async fn give_back(engine: &Engine, record: JobRecord, head: crate::store::Head) {
+    let job_id = record.job.job_id.clone();
+    let token = record.lease.as_ref().map(|l| l.token.clone()).unwrap_or_default();
+    if let Err(error) = engine.transact(record, head, |draft| draft.unassign(&token)).await {
+        tracing::debug!(job_id, %error, "an unsent assignment waits for its lease to expire");
+    }
+}
+
+/// Acts on expired leases, overdue cancellations, due jobs and ended retentions, for ever.
+pub async fn sweep(engine: Arc<Engine>) {
+    let mut refreshed = tokio::time::Instant::now();
+    loop {
+        tokio::time::sleep(SWEEP.mul_f64(rand::random_range(0.8..1.2))).await;
+        for index in [index::LEASES, index::CANCELS, index::SCHEDULED, index::EXPIRIES] {
+            match engine.store.claim(index, CLAIM, HOLD).await {
+                Ok(members) => {
+                    join_all(members.iter().map(|member| sweep_one(&engine, index, member))).await;
+                }
+                Err(error) => tracing::warn!(index, %error, "cannot look at what is due"),
+            }
+        }
+        let kinds = engine.registry.kinds();
+        if refreshed.elapsed() > kinds::REFRESH && !kinds.is_empty() {
+            refreshed = tokio::time::Instant::now();
+            if let Err(error) = engine.kinds.refresh(&*engine.store, kinds.clone()).await {
+                tracing::warn!(%error, "cannot refresh the kinds on offer");
+            }
+        }
+        // Claims of engines that died become due without a hint.
+        engine.registry.touch(&kinds);
+    }
+}
+
+async fn sweep_one(engine: &Engine, index: &str, member: &str) {
+    let done = async {
+        if member.starts_with(idempotency::PREFIX) {
+            return forget(engine, member).await;
+        }
+        let (job_id, attempt) = member.split_once('/').unwrap_or((member, "0"));
+        let (record, head) = engine.get(None, job_id).await?;
+        if index == index::EXPIRIES {
+            return engine.remove(&record.job, head).await.map(drop);
+        }
+        let attempt = attempt.parse().unwrap_or(0);
+        let command = engine.transact(record, head, |draft| match index {
+            index::LEASES => draft.lease_expired(attempt),
+            index::CANCELS => draft.cancel_due(),
+            _ => draft.due(),
+        });
+        command.await.map(drop)
+    };
+    match done.await {
+        // Somebody else was faster.
+        Ok(()) | Err(EngineError::State(_) | EngineError::NotFound) => {}
+        Err(error) => tracing::warn!(index, member, %error, "something due could not be done"),
+    }
+}
+
+/// Removes an expired idempotency key.
+async fn forget(engine: &Engine, stream: &str) -> Result<(), EngineError> {
+    if let Some(snapshot) = engine.store.load(vec![stream.to_owned()]).await?.pop().flatten() {
+        let index = vec![IndexChange::Remove { index: index::EXPIRIES.into(), member: stream.to_owned() }];
+        engine.store.delete(stream, snapshot.head, index).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! The engine's operations on jobs, free of gRPC: submit, look, steer.
+//!
+//! Each is a load, a pure decision by the state machine, and one commit, tried again when somebody else was faster.
+//! The engine keeps nothing that the store does not: any engine can answer for any job. What it does not do: hand
+//! jobs to workers ([`crate::dispatch`]), take reports ([`crate::owner`]), or follow logs ([`crate::watch`]).
+
+use std::{sync::Arc, time::Duration};
+
+use tidegate_proto::v1::{Caller, Job, ListJobsRequest, ListJobsResponse, SubmitJobRequest};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::EngineError,
+    follow::Followers,
+    idempotency,
+    job::{
+        JobRecord, index,
+        machine::{Draft, NewJob, Refusal, Rules},
+    },
+    kinds::Kinds,
+    registry::Registry,
+    store::{CommitOutcome, Head, IndexChange, Snapshot, Store},
+    submission,
+};
+
+/// How many jobs one page request looks at before it answers with what it found.
+const SCAN: usize = 1000;
+
+/// The state shared by everything in one engine process.
+pub struct Engine {
+    /// The event log.
+    pub store: Arc<dyn Store>,
+    /// The machine's rules.
+    pub rules: Rules,
+    /// How closely progress reports may follow each other before they are merged; zero never merges.
+    pub progress_interval: Duration,
+    /// The bells of followed streams.
+    pub followers: Followers,
+    /// The connected workers.
+    pub registry: Registry,
+    /// The kinds on offer.
+    pub kinds: Kinds,
+    /// Set when the engine goes down.
+    pub draining: CancellationToken,
+}
+
+impl Engine {
+    /// Accepts a job, or finds the one that the same request made before. The flag says whether it is new.
+    pub async fn submit(&self, request: SubmitJobRequest) -> Result<(Job, bool), EngineError> {
+        let submission = submission::check(request)?;
+        if !self.kinds.exists(&*self.store, &submission.kind).await? {
+            let known = self.kinds.names(&*self.store).await?;
+            return Err(EngineError::UnknownKind { kind: submission.kind, known });
+        }
+        let job_id = match &submission.idempotency_key {
+            Some(key) => idempotency::reserve(self, &submission, key).await?,
+            None => new_job_id(),
+        };
+        let new = NewJob {
+            job_id: job_id.clone(),
+            epoch: new_epoch(),
+            kind: submission.kind,
+            tenant: submission.caller.tenant,
+            owner: submission.caller.subject,
+            input_json: submission.input_json,
+            options: submission.options,
+        };
+        let draft = Draft::submit(new, &self.rules, self.store.now_ms());
+        match self.store.commit(draft.commit()).await? {
+            CommitOutcome::Committed(_) => Ok((draft.record.job, true)),
+            CommitOutcome::Conflict(Some(snapshot)) => {
+                Ok((JobRecord::decode_snapshot(&snapshot)?.job, false))
+            }
+            CommitOutcome::Conflict(None) => Err(EngineError::NotFound),
+        }
+    }
+
+    /// The job with its head, if the caller may see it.
+    pub async fn get(&self, caller: Option<&Caller>, job_id: &str) -> Result<(JobRecord, Head), EngineError> {
+        let snapshot = self.snapshot(job_id).await?.ok_or(EngineError::NotFound)?;
+        let record = JobRecord::decode_snapshot(&snapshot)?;
+        if !may_see(caller, &record.job) {
+            return Err(EngineError::NotFound);
+        }
+        Ok((record, snapshot.head))
+    }
+
+    /// A page of jobs, newest first.
+    pub async fn list(&self, request: &ListJobsRequest) -> Result<ListJobsResponse, EngineError> {
+        let limit = match request.page_size {
+            0 => 50,
+            n @ 1..=200 => n as usize,
+            _ => return Err(EngineError::Invalid(vec![("page_size", "must be 1 to 200".into())])),
+        };
+        let index = match &request.caller {
+            Some(caller) => index::jobs_of(&caller.tenant, &caller.subject),
+            None => index::ALL_JOBS.to_owned(),
+        };
+        let mut before = match request.page_token.split_once('.') {
+            _ if request.page_token.is_empty() => None,
+            Some((due, id)) if due.parse::<u64>().is_ok() => {
+                due.parse().ok().map(|due: u64| (due, id.to_owned()))
+            }
+            _ => {
+                return Err(EngineError::Invalid(vec![(
+                    "page_token",
+                    "is not one that was given out".into(),
+                )]));
+            }
+        };
+        let (mut jobs, mut seen, mut more) = (Vec::new(), 0, true);
+        while more && jobs.len() < limit && seen < SCAN {
+            let keys = self.store.list(&index, before.clone(), limit).await?;
+            more = keys.len() == limit;
+            seen += keys.len();
+            let snapshots = self.store.load(keys.iter().map(|(_, id)| id.clone()).collect()).await?;
+            for (key, snapshot) in keys.into_iter().zip(snapshots) {
+                if jobs.len() == limit {
+                    more = true;
+                    break;
+                }
+                before = Some(key);
+                let Some(snapshot) = snapshot else { continue };
+                let job = JobRecord::decode_snapshot(&snapshot)?.job;
+                let state_wanted = request.states.is_empty() || request.states.contains(&job.state);
+                if state_wanted && (request.kind.is_empty() || request.kind == job.kind) {
+                    jobs.push(job);
+                }
+            }
+        }
+        let next = before.filter(|_| more).map(|(due, id)| format!("{due}.{id}"));
+        Ok(ListJobsResponse { jobs, next_page_token: next.unwrap_or_default() })
+    }
+
+    /// Asks for a job's cancellation.
+    pub async fn cancel(
+        &self,
+        caller: Option<&Caller>,
+        job_id: &str,
+        reason: &str,
+    ) -> Result<Job, EngineError> {
+        self.steer(caller, job_id, |draft| draft.cancel(name_of(caller), reason)).await
+    }
+
+    /// Queues a finished job again.
+    pub async fn retry(&self, caller: Option<&Caller>, job_id: &str) -> Result<Job, EngineError> {
+        self.steer(caller, job_id, |draft| draft.retry(name_of(caller))).await
+    }
+
+    /// Removes a finished job with its log.
+    pub async fn delete(&self, caller: Option<&Caller>, job_id: &str) -> Result<(), EngineError> {
+        let (mut record, mut head) = self.get(caller, job_id).await?;
+        loop {
+            if !record.state().is_terminal() {
+                return Err(EngineError::State(record.state()));
+            }
+            match self.remove(&record.job, head).await? {
+                CommitOutcome::Committed(_) => return Ok(()),
+                CommitOutcome::Conflict(None) => return Err(EngineError::NotFound),
+                CommitOutcome::Conflict(Some(now)) => {
+                    record = JobRecord::decode_snapshot(&now)?;
+                    head = now.head;
+                }
+            }
+        }
+    }
+
+    /// Removes a job and every trace of it in the indexes, if its head is still `head`.
+    pub async fn remove(&self, job: &Job, head: Head) -> Result<CommitOutcome, EngineError> {
+        let from = |index: String| IndexChange::Remove { index, member: job.job_id.clone() };
+        let indexes =
+            [index::ALL_JOBS.to_owned(), index::jobs_of(&job.tenant, &job.owner), index::EXPIRIES.to_owned()];
+        Ok(self.store.delete(&job.job_id, head, indexes.map(from).to_vec()).await?)
+    }
+
+    async fn steer(
+        &self,
+        caller: Option<&Caller>,
+        job_id: &str,
+        command: impl FnMut(&mut Draft<'_>) -> Result<(), Refusal> + Send,
+    ) -> Result<Job, EngineError> {
+        let (record, head) = self.get(caller, job_id).await?;
+        Ok(self.transact(record, head, command).await?.0.job)
+    }
+
+    /// Tries a command on a job until it is committed, refused, or the job is gone; conflicts are tried again on what
+    /// is there now. A command that changes nothing commits nothing.
+    pub async fn transact(
+        &self,
+        mut record: JobRecord,
+        mut head: Head,
+        mut command: impl FnMut(&mut Draft<'_>) -> Result<(), Refusal> + Send,
+    ) -> Result<(JobRecord, Head), EngineError> {
+        loop {
+            let mut draft = Draft::of(record, head.clone(), &self.rules, self.store.now_ms());
+            command(&mut draft)?;
+            if draft.is_empty() {
+                return Ok((draft.record, head));
+            }
+            match self.store.commit(draft.commit()).await? {
+                CommitOutcome::Committed(head) => return Ok((draft.record, head)),
+                CommitOutcome::Conflict(None) => return Err(EngineError::NotFound),
+                CommitOutcome::Conflict(Some(now)) => {
+                    record = JobRecord::decode_snapshot(&now)?;
+                    head = now.head;
+                }
+            }
+        }
+    }
+
+    async fn snapshot(&self, job_id: &str) -> Result<Option<Snapshot>, EngineError> {
+        check_job_id(job_id)?;
+        Ok(self.store.load(vec![job_id.to_owned()]).await?.pop().flatten())
+    }
+}
+
+/// Whether the caller may know of the job.
+pub fn may_see(caller: Option<&Caller>, job: &Job) -> bool {
+    caller.is_none_or(|c| c.tenant == job.tenant && c.subject == job.owner)
+}
+
+/// Refuses what is not a UUID in its canonical lower-case text.
+pub fn check_job_id(job_id: &str) -> Result<(), EngineError> {
+    let canonical = |id: &uuid::Uuid| id.as_hyphenated().to_string() == job_id;
+    uuid::Uuid::try_parse(job_id).ok().filter(canonical).map(drop).ok_or(EngineError::MalformedJobId)
+}
+
+/// A fresh job id: UUID v7 (RFC 9562), so that ids sort by time.
+pub fn new_job_id() -> String {
+    uuid::Uuid::now_v7().as_hyphenated().to_string()
+}
+
+/// A fresh log token: eight characters, about 41 bits, enough to tell the logs of one job apart.
+pub fn new_epoch() -> String {
+    const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    (0..8).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())])).collect()
+}
+
+fn name_of(caller: Option<&Caller>) -> &str {
+    caller.map_or("system", |c| c.subject.as_str())
+}

@@ -1,0 +1,95 @@
+//! Tells those who follow a stream that it moved.
+//!
+//! One task listens to the store's hints and rings the bell of each stream that somebody follows. A bell carries the
+//! highest number heard of; whoever is woken reads the log, which alone is the truth. Lost hints ring every bell,
+//! and a follower also looks by itself every few seconds ([`Follow::changed`]), so a lost hint costs time, never events.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::sync::{broadcast, watch};
+
+use crate::store::Hint;
+
+/// How long a follower waits at most before it looks by itself; jittered down to half of it.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What a bell says: the highest number heard of, and how often somebody was told to look regardless.
+type Heard = (u64, u64);
+
+/// The bells of the streams that somebody follows.
+#[derive(Clone, Default)]
+pub struct Followers {
+    bells: Arc<Mutex<HashMap<Arc<str>, watch::Sender<Heard>>>>,
+}
+
+/// One follower of one stream; dropping the last one of a stream takes its bell down.
+pub struct Follow {
+    followers: Followers,
+    stream: Arc<str>,
+    heard: watch::Receiver<Heard>,
+    /// The order to look regardless that was last obeyed.
+    looks: u64,
+}
+
+impl Followers {
+    /// Follows a stream from now on: a change after this call is heard, so read the log after it.
+    pub fn follow(&self, stream: &str) -> Follow {
+        let mut bells = self.bells.lock();
+        let stream = bells.get_key_value(stream).map_or_else(|| Arc::from(stream), |(name, _)| name.clone());
+        let heard = bells.entry(stream.clone()).or_insert_with(|| watch::channel((0, 0)).0).subscribe();
+        let looks = heard.borrow().1;
+        Follow { followers: self.clone(), stream, heard, looks }
+    }
+
+    /// Distributes hints until the store is gone. `on_index` is called for every index hint, with `None` for lost hints.
+    pub async fn distribute(self, mut hints: broadcast::Receiver<Hint>, on_index: impl Fn(Option<&str>)) {
+        loop {
+            match hints.recv().await {
+                Ok(Hint::Stream(stream, seq)) => {
+                    if let Some(bell) = self.bells.lock().get(&stream) {
+                        bell.send_modify(|(heard, looks)| match seq {
+                            Some(seq) => *heard = seq.max(*heard),
+                            None => *looks += 1,
+                        });
+                    }
+                }
+                Ok(Hint::Index(index)) => on_index(Some(&index)),
+                Ok(Hint::Lost) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                    for bell in self.bells.lock().values() {
+                        bell.send_modify(|(_, looks)| *looks += 1);
+                    }
+                    on_index(None);
+                }
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+}
+
+impl Follow {
+    /// Returns when the stream may have moved beyond `after`, or after a few seconds in any case.
+    pub async fn changed(&mut self, after: u64) {
+        let look = LOOK.mul_f64(rand::random_range(0.5..1.0));
+        let moved = async {
+            let looks = self.looks;
+            if self.heard.wait_for(|(heard, now)| *heard > after || *now != looks).await.is_err() {
+                // The bell is gone only with the engine.
+                std::future::pending::<()>().await;
+            }
+        };
+        // Elapsed is as good a reason to look as a bell.
+        let _ = tokio::time::timeout(look, moved).await;
+        self.looks = self.heard.borrow_and_update().1;
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        let mut bells = self.followers.bells.lock();
+        // This follower's own receiver is still counted.
+        if bells.get(&self.stream).is_some_and(|bell| bell.receiver_count() <= 1) {
+            bells.remove(&self.stream);
+        }
+    }
+}

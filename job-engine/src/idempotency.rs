@@ -1,0 +1,77 @@
+//! Idempotency keys: the same key with the same request is the same job.
+//!
+//! A key is a stream of its own, `idem/<hash>`, whose creation is the reservation: of many concurrent requests exactly
+//! one creates it and so decides the job's id; all of them then create that job, and again only one succeeds. So a
+//! crash between the two steps leaves nothing that a repeated request does not complete. Keys expire after [`KEEP`].
+
+use std::time::Duration;
+
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    engine::{Engine, new_epoch, new_job_id},
+    error::EngineError,
+    job::index,
+    store::{Commit, CommitOutcome, Expect, IndexChange, StoreError},
+    submission::Submission,
+};
+
+/// How long a key is remembered.
+pub const KEEP: Duration = Duration::from_secs(24 * 3600);
+/// What the name of every key's stream begins with.
+pub const PREFIX: &str = "idem/";
+
+/// What a key stands for.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Reservation {
+    #[prost(string, tag = "1")]
+    job_id: String,
+    /// SHA-256 of the request.
+    #[prost(bytes = "vec", tag = "2")]
+    fingerprint: Vec<u8>,
+}
+
+/// The job id that belongs to the key: a new one, or the one that an equal request reserved before.
+pub async fn reserve(engine: &Engine, submission: &Submission, key: &str) -> Result<String, EngineError> {
+    let caller = &submission.caller;
+    let stream = format!("{PREFIX}{}", hex(&digest(&[&caller.tenant, &caller.subject, key])));
+    let options = format!("{:?}", submission.options);
+    let fingerprint = digest(&[&submission.kind, &submission.input_json, &options]);
+    let mine = Reservation { job_id: new_job_id(), fingerprint };
+    let commit = Commit {
+        stream: stream.clone(),
+        expect: Expect::Absent { epoch: new_epoch() },
+        state: mine.encode_to_vec().into(),
+        events: vec![bytes::Bytes::new()],
+        first_seq: 0,
+        index: vec![IndexChange::Put { index: index::EXPIRIES.into(), member: stream, after: KEEP }],
+    };
+    match engine.store.commit(commit).await? {
+        CommitOutcome::Committed(_) => Ok(mine.job_id),
+        CommitOutcome::Conflict(None) => Err(StoreError::Unavailable("a reservation vanished".into()).into()),
+        CommitOutcome::Conflict(Some(theirs)) => {
+            let theirs = Reservation::decode(theirs.state)
+                .map_err(|e| StoreError::Damaged(format!("an idempotency key: {e}")))?;
+            if theirs.fingerprint == mine.fingerprint {
+                Ok(theirs.job_id)
+            } else {
+                Err(EngineError::IdempotencyConflict)
+            }
+        }
+    }
+}
+
+/// SHA-256 over the parts, each preceded by its length so that parts cannot run into each other.
+fn digest(parts: &[&str]) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().to_vec()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,276 @@
+//! The task that owns one leased job: it turns a worker's reports into commits.
+//!
+//! It keeps the job in memory, so a report costs one round trip to the store, and it commits everything that piled up
+//! meanwhile at once. When somebody else changed the job (a cancellation from another engine, the sweeper), the commit
+//! conflicts, and the same reports are tried on what is there now: the state machine decides, not the order of arrival.
+//!
+//! Invariant: a report is answered only after its commit. While the store is away reports wait, unanswered.
+//! Progress is merged here: reports closer together than the interval become one event, the last value always
+//! before whatever follows it.
+
+use std::{sync::Arc, time::Duration};
+
+use tidegate_proto::v1::{
+    CancelOrder, LeaseLost, Report, ReportAck, ReportResult, WorkResponse, report::Body,
+    work_response::Message,
+};
+use tokio::{sync::mpsc, time::Instant};
+
+use crate::{
+    engine::Engine,
+    follow::Follow,
+    job::{
+        JobRecord,
+        machine::{Draft, Refusal, Reported},
+    },
+    registry::Slot,
+    session::ToSession,
+    store::{CommitOutcome, Head, StoreError},
+};
+
+/// How many reports one commit takes at most.
+const BATCH: usize = 128;
+/// How many reports may wait for their owner.
+const MAILBOX: usize = 256;
+
+/// A leased job in the hands of this engine.
+pub struct Owner {
+    engine: Arc<Engine>,
+    record: JobRecord,
+    head: Head,
+    token: String,
+    follow: Follow,
+    outbox: mpsc::Sender<WorkResponse>,
+    slot: Slot,
+    told_cancel: bool,
+    /// Progress reports that wait to be merged with what follows them.
+    held: Vec<Report>,
+    /// When progress may be committed again.
+    progress_at: Instant,
+}
+
+/// How reports reach an owner.
+pub type Mailbox = mpsc::Sender<Report>;
+
+/// Why an owner ends.
+enum End {
+    /// The lease ended by the worker's own report.
+    Done,
+    /// The lease is somebody else's.
+    Lost(&'static str),
+    /// The session is gone; the lease lives on.
+    SessionGone,
+}
+
+impl Owner {
+    /// Starts the owner of a job whose lease `token` a worker of this engine holds.
+    pub fn spawn(
+        engine: Arc<Engine>,
+        record: JobRecord,
+        head: Head,
+        outbox: mpsc::Sender<WorkResponse>,
+        slot: Slot,
+    ) -> Mailbox {
+        let (mailbox, reports) = mpsc::channel(MAILBOX);
+        let follow = engine.followers.follow(&record.job.job_id);
+        let token = record.lease.as_ref().map(|l| l.token.clone()).unwrap_or_default();
+        let owner = Owner {
+            engine,
+            head,
+            token,
+            follow,
+            outbox,
+            slot,
+            // Whoever attaches an owner tells the worker of a cancellation that is already known.
+            told_cancel: record.job.cancel_requested.is_some(),
+            record,
+            held: Vec::new(),
+            progress_at: Instant::now(),
+        };
+        tokio::spawn(owner.run(reports));
+        mailbox
+    }
+
+    async fn run(mut self, mut reports: mpsc::Receiver<Report>) {
+        let end = loop {
+            let mut batch = Vec::new();
+            let after = self.head.seq;
+            let turn = tokio::select! {
+                n = reports.recv_many(&mut batch, BATCH) => {
+                    let gone = n == 0;
+                    self.take(batch, gone).await.and_then(|()| if gone { Err(End::SessionGone) } else { Ok(()) })
+                }
+                () = self.follow.changed(after) => self.look().await,
+                () = tokio::time::sleep_until(self.progress_at), if !self.held.is_empty() => self.take(Vec::new(), true).await,
+            };
+            if let Err(end) = turn {
+                break end;
+            }
+        };
+        let job_id = self.record.job.job_id.clone();
+        if let End::Lost(reason) = end {
+            let lost =
+                LeaseLost { job_id: job_id.clone(), lease_token: self.token.clone(), reason: reason.into() };
+            self.say(Message::LeaseLost(lost)).await;
+        }
+        // Reports that came too late are answered by the session, which no longer finds an owner.
+        let _ = self.slot.member.to_session.send(ToSession::Ended { job_id, token: self.token }).await;
+    }
+
+    /// Takes reports in; `flush` also takes the progress that would rather wait.
+    async fn take(&mut self, batch: Vec<Report>, flush: bool) -> Result<(), End> {
+        let mut reports = std::mem::take(&mut self.held);
+        reports.extend(batch);
+        let interval = self.engine.progress_interval;
+        if !interval.is_zero() && !flush && Instant::now() < self.progress_at && reports.len() < MAILBOX {
+            let merge = reports.iter().rev().take_while(|r| is_progress(r)).count();
+            self.held = reports.split_off(reports.len() - merge);
+        }
+        if reports.is_empty() {
+            return Ok(());
+        }
+        if reports.last().is_some_and(is_progress) {
+            self.progress_at = Instant::now() + interval;
+        }
+        self.settle(reports).await
+    }
+
+    /// Commits reports and answers them.
+    async fn settle(&mut self, reports: Vec<Report>) -> Result<(), End> {
+        let engine = self.engine.clone();
+        let merging = !engine.progress_interval.is_zero();
+        let jitter = rand::random_range(0.5..=1.0);
+        let answers = loop {
+            let mut draft =
+                Draft::of(self.record.clone(), self.head.clone(), &engine.rules, engine.store.now_ms());
+            let mut answers: Vec<Result<Reported, Refusal>> = Vec::with_capacity(reports.len());
+            let mut merged = 0;
+            for (i, report) in reports.iter().enumerate() {
+                if merging && is_progress(report) && reports.get(i + 1).is_some_and(is_progress) {
+                    merged += 1;
+                    continue;
+                }
+                let answer = match &report.body {
+                    Some(body) => draft.report(&report.lease_token, report.number, body, jitter),
+                    None => Err(Refusal::Rejected("a report needs a body".into())),
+                };
+                answers.extend(std::iter::repeat_n(answer, merged + 1));
+                merged = 0;
+            }
+            if draft.is_empty() {
+                break answers;
+            }
+            match engine.store.commit(draft.commit()).await {
+                Ok(CommitOutcome::Committed(head)) => {
+                    self.record = draft.record;
+                    self.head = head;
+                    break answers;
+                }
+                Ok(CommitOutcome::Conflict(Some(now))) => {
+                    self.record =
+                        JobRecord::decode_snapshot(&now).map_err(|_| End::Lost("the job is damaged"))?;
+                    self.head = now.head;
+                }
+                Ok(CommitOutcome::Conflict(None)) => return Err(End::Lost("the job is gone")),
+                Err(error) => self.wait_for_store(&error).await?,
+            }
+        };
+        for (report, answer) in reports.iter().zip(answers) {
+            self.say(Message::Ack(ack(report, answer))).await;
+        }
+        self.judge().await
+    }
+
+    /// Reads the job again, because somebody else may have changed it.
+    async fn look(&mut self) -> Result<(), End> {
+        match self.engine.store.load(vec![self.record.job.job_id.clone()]).await {
+            Ok(mut found) => match found.pop().flatten() {
+                Some(now) if now.head != self.head => {
+                    self.record =
+                        JobRecord::decode_snapshot(&now).map_err(|_| End::Lost("the job is damaged"))?;
+                    self.head = now.head;
+                    self.judge().await
+                }
+                Some(_) => Ok(()),
+                None => Err(End::Lost("the job is gone")),
+            },
+            Err(error) => {
+                tracing::debug!(%error, "cannot look at a leased job");
+                Ok(())
+            }
+        }
+    }
+
+    /// Draws the consequences of the job's state for its worker.
+    async fn judge(&mut self) -> Result<(), End> {
+        let lease = self.record.lease.as_ref().filter(|l| l.token == self.token);
+        match lease {
+            Some(lease) if !lease.ended => {}
+            // The worker's own last report ended it, or the sweeper did: only the latter must be told.
+            Some(_) => {
+                return Err(if self.record.state().is_terminal() {
+                    End::Done
+                } else {
+                    End::Lost("the lease ended")
+                });
+            }
+            None => return Err(End::Lost("another attempt took over")),
+        }
+        if let Some(request) = self.record.job.cancel_requested.clone().filter(|_| !self.told_cancel) {
+            self.told_cancel = true;
+            let job_id = self.record.job.job_id.clone();
+            self.say(Message::Cancel(CancelOrder {
+                job_id,
+                request: Some(request),
+                lease_token: self.token.clone(),
+            }))
+            .await;
+        }
+        Ok(())
+    }
+
+    /// Pauses while the store is away; gives up when the session does.
+    async fn wait_for_store(&self, error: &StoreError) -> Result<(), End> {
+        tracing::warn!(job_id = self.record.job.job_id, %error, "reports wait for the event log");
+        tokio::select! {
+            () = self.outbox.closed() => Err(End::SessionGone),
+            () = tokio::time::sleep(Duration::from_millis(rand::random_range(200..800))) => Ok(()),
+        }
+    }
+
+    async fn say(&self, message: Message) {
+        // A session that is gone needs no answers: its worker asks again on the next one.
+        let _ = self.outbox.send(WorkResponse { message: Some(message) }).await;
+    }
+}
+
+fn is_progress(report: &Report) -> bool {
+    matches!(report.body, Some(Body::Progress(_)))
+}
+
+/// The answer to a report.
+pub fn ack(report: &Report, answer: Result<Reported, Refusal>) -> ReportAck {
+    let mut ack = ReportAck {
+        job_id: report.job_id.clone(),
+        number: report.number,
+        lease_token: report.lease_token.clone(),
+        ..ReportAck::default()
+    };
+    let result = match answer {
+        Ok(Reported::Stored(seq)) => {
+            ack.seq = seq;
+            ReportResult::Ok
+        }
+        Ok(Reported::Cancelled(seq, request)) => {
+            (ack.seq, ack.deadline) = (seq, request.deadline);
+            ReportResult::Cancelled
+        }
+        Err(Refusal::LeaseLost | Refusal::State(_)) => ReportResult::LeaseLost,
+        Err(Refusal::Rejected(what)) => {
+            ack.message = what;
+            ReportResult::Rejected
+        }
+    };
+    ack.set_result(result);
+    ack
+}

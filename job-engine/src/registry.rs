@@ -1,0 +1,147 @@
+//! The workers connected to this engine, and their free slots.
+//!
+//! A [`Slot`] is the right to give a session one more job; it lives with the job's owner task and frees itself when
+//! dropped, so no path can leak it. The registry also remembers which kinds may have work waiting, so that the
+//! dispatcher asks the store only about kinds that somebody here can run.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+
+use crate::session::ToSession;
+
+/// The connected workers; clones share them.
+#[derive(Clone, Default)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    sessions: Mutex<HashMap<u64, Arc<Member>>>,
+    next_id: AtomicU64,
+    dirty: Mutex<HashSet<String>>,
+    wake: Notify,
+}
+
+/// A worker's session as the dispatcher sees it.
+pub struct Member {
+    id: u64,
+    /// The worker's name, for people.
+    pub name: String,
+    kinds: Vec<String>,
+    capacity: usize,
+    held: AtomicUsize,
+    leaving: AtomicBool,
+    /// Where assignments go.
+    pub to_session: mpsc::Sender<ToSession>,
+}
+
+/// A session's place in the registry; dropping it takes the session out.
+pub struct Membership {
+    registry: Registry,
+    /// The session.
+    pub member: Arc<Member>,
+}
+
+/// The right to one more job of a session.
+pub struct Slot {
+    registry: Registry,
+    /// The session.
+    pub member: Arc<Member>,
+}
+
+impl Registry {
+    /// Takes a session in; its kinds may have work waiting.
+    pub fn join(
+        &self,
+        name: String,
+        kinds: Vec<String>,
+        capacity: usize,
+        to_session: mpsc::Sender<ToSession>,
+    ) -> Membership {
+        let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let (held, leaving) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let member = Arc::new(Member { id, name, kinds, capacity, held, leaving, to_session });
+        self.inner.sessions.lock().insert(id, member.clone());
+        self.touch(&member.kinds);
+        Membership { registry: self.clone(), member }
+    }
+
+    /// Notes that a kind may have work waiting.
+    pub fn touch<S: AsRef<str>>(&self, kinds: &[S]) {
+        self.inner.dirty.lock().extend(kinds.iter().map(|k| k.as_ref().to_owned()));
+        self.inner.wake.notify_one();
+    }
+
+    /// Every kind that a connected worker offers.
+    pub fn kinds(&self) -> Vec<String> {
+        let sessions = self.inner.sessions.lock();
+        let kinds: HashSet<_> = sessions.values().flat_map(|m| m.kinds.iter().cloned()).collect();
+        kinds.into_iter().collect()
+    }
+
+    /// Waits until a kind may have work waiting, and takes all such kinds.
+    pub async fn dirty(&self) -> HashSet<String> {
+        loop {
+            let dirty = std::mem::take(&mut *self.inner.dirty.lock());
+            if !dirty.is_empty() {
+                return dirty;
+            }
+            self.inner.wake.notified().await;
+        }
+    }
+
+    /// How many jobs of the kind could start here now.
+    pub fn free(&self, kind: &str) -> usize {
+        self.inner.sessions.lock().values().filter(|m| m.runs(kind)).map(|m| m.free()).sum()
+    }
+
+    /// Takes a slot of the session that has the most free ones.
+    pub fn reserve(&self, kind: &str) -> Option<Slot> {
+        let sessions = self.inner.sessions.lock();
+        let best = sessions.values().filter(|m| m.runs(kind) && m.free() > 0).max_by_key(|m| m.free())?;
+        Some(self.slot(best))
+    }
+
+    /// A slot for a job that the session already holds; may exceed its capacity for a while.
+    pub fn slot(&self, member: &Arc<Member>) -> Slot {
+        member.held.fetch_add(1, Ordering::Relaxed);
+        Slot { registry: self.clone(), member: member.clone() }
+    }
+}
+
+impl Member {
+    fn free(&self) -> usize {
+        self.capacity.saturating_sub(self.held.load(Ordering::Relaxed))
+    }
+
+    fn runs(&self, kind: &str) -> bool {
+        !self.leaving.load(Ordering::Relaxed) && self.kinds.iter().any(|k| k == kind)
+    }
+
+    /// Gives the session no new jobs from now on.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.registry.inner.sessions.lock().remove(&self.member.id);
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.member.held.fetch_sub(1, Ordering::Relaxed);
+        self.registry.touch(&self.member.kinds);
+    }
+}

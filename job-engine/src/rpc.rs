@@ -1,0 +1,120 @@
+//! The gRPC services: thin translations between the contract and the engine.
+
+use std::sync::Arc;
+
+use tidegate_proto::v1::{
+    CancelJobRequest, CancelJobResponse, DeleteJobRequest, DeleteJobResponse, GetJobRequest, GetJobResponse,
+    ListJobsRequest, ListJobsResponse, ListKindsRequest, ListKindsResponse, ReadEventsRequest,
+    ReadEventsResponse, RetryJobRequest, RetryJobResponse, SubmitJobRequest, SubmitJobResponse,
+    WatchJobRequest, WatchJobResponse, WorkRequest, WorkResponse, job_service_server::JobService,
+    worker_service_server::WorkerService,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{engine::Engine, error::EngineError, session, watch};
+
+/// Both services of an engine.
+#[derive(Clone)]
+pub struct Services(pub Arc<Engine>);
+
+#[tonic::async_trait]
+impl JobService for Services {
+    async fn submit_job(
+        &self,
+        request: Request<SubmitJobRequest>,
+    ) -> Result<Response<SubmitJobResponse>, Status> {
+        let (job, created) = self.0.submit(request.into_inner()).await?;
+        Ok(Response::new(SubmitJobResponse { job: Some(job), created }))
+    }
+
+    async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<GetJobResponse>, Status> {
+        let request = request.into_inner();
+        let (record, _) = self.0.get(request.caller.as_ref(), &request.job_id).await?;
+        Ok(Response::new(GetJobResponse { job: Some(record.job) }))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<ListJobsRequest>,
+    ) -> Result<Response<ListJobsResponse>, Status> {
+        Ok(Response::new(self.0.list(request.get_ref()).await?))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<CancelJobRequest>,
+    ) -> Result<Response<CancelJobResponse>, Status> {
+        let request = request.into_inner();
+        let job = self.0.cancel(request.caller.as_ref(), &request.job_id, &request.reason).await?;
+        Ok(Response::new(CancelJobResponse { job: Some(job) }))
+    }
+
+    async fn retry_job(
+        &self,
+        request: Request<RetryJobRequest>,
+    ) -> Result<Response<RetryJobResponse>, Status> {
+        let request = request.into_inner();
+        let job = self.0.retry(request.caller.as_ref(), &request.job_id).await?;
+        Ok(Response::new(RetryJobResponse { job: Some(job) }))
+    }
+
+    async fn delete_job(
+        &self,
+        request: Request<DeleteJobRequest>,
+    ) -> Result<Response<DeleteJobResponse>, Status> {
+        let request = request.into_inner();
+        self.0.delete(request.caller.as_ref(), &request.job_id).await?;
+        Ok(Response::new(DeleteJobResponse {}))
+    }
+
+    type WatchJobStream = ReceiverStream<Result<WatchJobResponse, Status>>;
+
+    async fn watch_job(
+        &self,
+        request: Request<WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let stream = watch::open(self.0.clone(), request.into_inner()).await?;
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn read_events(
+        &self,
+        request: Request<ReadEventsRequest>,
+    ) -> Result<Response<ReadEventsResponse>, Status> {
+        let request = request.into_inner();
+        let limit = match request.limit {
+            0 => 256,
+            n @ 1..=1000 => n as usize,
+            _ => return Err(EngineError::Invalid(vec![("limit", "must be 1 to 1000".into())]).into()),
+        };
+        self.0.get(request.caller.as_ref(), &request.job_id).await?;
+        let page = self.0.store.read(&request.job_id, request.after_seq, limit, watch::PAGE_BYTES).await;
+        let page = page.map_err(EngineError::from)?.ok_or(EngineError::NotFound)?;
+        let events: Result<Vec<_>, _> = page.entries.iter().map(watch::decode).collect();
+        Ok(Response::new(ReadEventsResponse {
+            events: events.map_err(EngineError::from)?,
+            first_seq: page.first_seq,
+            last_seq: page.head.seq,
+            epoch: page.head.epoch,
+        }))
+    }
+
+    async fn list_kinds(&self, _: Request<ListKindsRequest>) -> Result<Response<ListKindsResponse>, Status> {
+        let kinds = self.0.kinds.list(&*self.0.store).await.map_err(EngineError::from)?;
+        Ok(Response::new(ListKindsResponse { kinds }))
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerService for Services {
+    type WorkStream = ReceiverStream<Result<WorkResponse, Status>>;
+
+    async fn work(
+        &self,
+        request: Request<Streaming<WorkRequest>>,
+    ) -> Result<Response<Self::WorkStream>, Status> {
+        let stream = session::open(self.0.clone(), request.into_inner()).await?;
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}

@@ -1,0 +1,166 @@
+//! Puts an engine together and serves it: bind first, then open the log, then serve until told to stop.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, http::StatusCode, routing::get};
+use tidegate_proto::{
+    DESCRIPTORS,
+    limits::MAX_MESSAGE_BYTES,
+    v1::{job_service_server::JobServiceServer, worker_service_server::WorkerServiceServer},
+};
+use tokio::net::TcpListener;
+use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tonic::transport::Server;
+
+use crate::{
+    config::{Config, LogConfig},
+    dispatch,
+    engine::Engine,
+    follow::Followers,
+    job::index,
+    kinds::Kinds,
+    registry::Registry,
+    rpc::Services,
+    store::{
+        Store,
+        embedded::EmbeddedStore,
+        redis::{RedisOptions, RedisStore},
+    },
+};
+
+/// How long streams have to end after a stop before the process stops waiting for them.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// An engine whose sockets are bound and whose log is open.
+pub struct Bound {
+    grpc: TcpListener,
+    admin: TcpListener,
+    engine: Arc<Engine>,
+}
+
+/// Binds the sockets and opens the event log.
+pub async fn bind(config: &Config) -> anyhow::Result<Bound> {
+    let listen = async |addr: SocketAddr, flag: &str| {
+        TcpListener::bind(addr).await.map_err(|e| anyhow::anyhow!("cannot listen on {addr} ({flag}): {e}"))
+    };
+    let grpc = listen(config.grpc_listen, "--grpc-listen").await?;
+    let admin = listen(config.admin_listen, "--engine-admin-listen").await?;
+    let engine = Arc::new(Engine {
+        store: open_log(&config.log).await?,
+        rules: config.rules(),
+        progress_interval: Duration::from_millis(config.progress_interval_ms),
+        followers: Followers::default(),
+        registry: Registry::default(),
+        kinds: Kinds::default(),
+        draining: CancellationToken::new(),
+    });
+    Ok(Bound { grpc, admin, engine })
+}
+
+async fn open_log(config: &LogConfig) -> anyhow::Result<Arc<dyn Store>> {
+    if let Some(url) = &config.redis {
+        let options = RedisOptions { namespace: config.redis_namespace.clone(), ..RedisOptions::new(url) };
+        let store = RedisStore::connect(&options).await;
+        return Ok(Arc::new(store.map_err(|e| anyhow::anyhow!("cannot use Redis (--redis): {e}"))?));
+    }
+    let (dir, durability) = (config.data_dir.join("log"), config.durability.into());
+    let open = move || EmbeddedStore::open(&dir, durability);
+    Ok(Arc::new(tokio::task::spawn_blocking(open).await??))
+}
+
+impl Bound {
+    /// Where gRPC listens.
+    pub fn grpc_addr(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.grpc.local_addr()?)
+    }
+
+    /// The engine itself, for those who embed it.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Serves until `stop`, then drains: workers and watchers are told, and come back elsewhere or later.
+    pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let engine = self.engine;
+        let registry = engine.registry.clone();
+        let on_index = move |name: Option<&str>| match name.map(|n| n.strip_prefix(index::QUEUE_PREFIX)) {
+            Some(Some(kind)) => registry.touch(&[kind]),
+            Some(None) => {}
+            None => registry.touch(&registry.kinds()),
+        };
+        let loops = [
+            tokio::spawn(engine.followers.clone().distribute(engine.store.hints(), on_index)),
+            tokio::spawn(dispatch::assign(engine.clone())),
+            tokio::spawn(dispatch::sweep(engine.clone())),
+            tokio::spawn(admin(self.admin, engine.clone())),
+        ];
+        let _loops = loops.map(AbortOnDropHandle::new);
+
+        let (health_reporter, health) = tonic_health::server::health_reporter();
+        health_reporter.set_serving::<JobServiceServer<Services>>().await;
+        health_reporter.set_serving::<WorkerServiceServer<Services>>().await;
+        let services = Services(engine.clone());
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let incoming = TcpListenerStream::new(self.grpc).map(|socket| {
+            socket.inspect(|socket| {
+                // A report is a small message that somebody waits for.
+                let _ = socket.set_nodelay(true);
+            })
+        });
+        let drain = async {
+            stop.cancelled().await;
+            health_reporter.set_not_serving::<JobServiceServer<Services>>().await;
+            health_reporter.set_not_serving::<WorkerServiceServer<Services>>().await;
+            engine.draining.cancel();
+        };
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .initial_connection_window_size(8 << 20)
+            .add_service(
+                JobServiceServer::new(services.clone())
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .add_service(WorkerServiceServer::new(services).max_decoding_message_size(MAX_MESSAGE_BYTES))
+            .add_service(health)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?)
+            .serve_with_incoming_shutdown(incoming, drain);
+        let too_late = async {
+            stop.cancelled().await;
+            tokio::time::sleep(STOP_WITHIN).await;
+        };
+        tokio::select! {
+            served = server => served?,
+            () = too_late => tracing::warn!("streams are still open; stopping without them"),
+        }
+        Ok(())
+    }
+}
+
+/// Serves /healthz (the process lives) and /readyz (it can do its work, or says why not).
+async fn admin(listener: TcpListener, engine: Arc<Engine>) {
+    let ready = move || {
+        let engine = engine.clone();
+        async move {
+            if engine.draining.is_cancelled() {
+                return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
+            }
+            match tokio::time::timeout(Duration::from_secs(2), engine.store.ping()).await {
+                Ok(Ok(())) => (StatusCode::OK, "ready\n".to_owned()),
+                Ok(Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+                Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the event log does not answer\n".to_owned()),
+            }
+        }
+    };
+    let router = Router::new().route("/healthz", get(async || "alive\n")).route("/readyz", get(ready));
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "the admin port failed");
+    }
+}
