@@ -694,6 +694,8 @@ class Card {
 
 // --- charts ------------------------------------------------------------------------------------
 
+const axisName = ({ title, x, y }) => [title, [y, x].filter((name) => typeof name === 'string').join(' by ')].filter(Boolean).join(', ');
+
 /** Reads {"series": […]}, {"x": […], "y": […]} or points collected from {"x", "y"}; null when it is no chart. */
 function chartSeries({ data, points }) {
   const asPoints = (list) => list.slice(-MAX_POINTS)
@@ -705,7 +707,7 @@ function chartSeries({ data, points }) {
     const many = data.series.every((item) => Array.isArray(inner(item)));
     series = many
       ? data.series.slice(0, 4).map((item) => ({ name: String(item.name ?? ''), points: asPoints(inner(item)) }))
-      : [{ name: '', points: asPoints(data.series) }];
+      : [{ name: axisName(data), points: asPoints(data.series) }];
   } else if (Array.isArray(data?.x) && Array.isArray(data?.y)) {
     series = [{ name: '', points: asPoints(data.y.map((y, index) => [data.x[index], y])) }];
   } else if (points.length) {
@@ -760,6 +762,8 @@ const launcher = {
   kinds: [],
   kind: undefined,
   asForm: false,
+  /** What the input holds beside the form's fields. */
+  rest: {},
   /** One key for one intention: pressing Start again after a lost answer cannot start a second job. */
   pending: { key: '', body: '' },
 
@@ -794,9 +798,19 @@ const launcher = {
     this.show(Boolean(fields));
   },
 
-  /** Shows the input as a form or as JSON; what was typed goes along. */
+  /** Shows the input as a form or as JSON; what was typed goes along, and so does what the form has no field for. */
   show(asForm) {
-    if (asForm) $('fields').replaceChildren(...flatFields(this.kind.inputSchema).map((field) => makeField(field, JSON.parse($('input').value))));
+    if (asForm) {
+      const given = JSON.parse($('input').value.trim() || '{}');
+      const fields = flatFields(this.kind.inputSchema);
+      const shown = new Set(fields.map(({ name }) => name));
+      this.rest = Object.fromEntries(Object.entries(given).filter(([name]) => !shown.has(name)));
+      // In sight is what the example or the schema insists on; the rest is one step away.
+      const inSight = ({ name, required }) => required || name in given || name in (this.kind.example ?? {});
+      const more = fields.filter((field) => !inSight(field)).map((field) => makeField(field, given[field.name]));
+      $('fields').replaceChildren(...fields.filter(inSight).map((field) => makeField(field, given[field.name])));
+      if (more.length) $('fields').append(make('details', { class: 'more', open: more.length === fields.length }, make('summary', {}, 'More options'), make('div', { class: 'fields' }, ...more)));
+    }
     this.asForm = asForm;
     $('fields').hidden = !asForm;
     $('input').hidden = asForm;
@@ -816,11 +830,12 @@ const launcher = {
   /** The input as a value; throws a SyntaxError when the JSON is broken. */
   read() {
     if (!this.asForm) return JSON.parse($('input').value.trim() || '{}');
-    const value = {};
+    const value = { ...this.rest };
     for (const control of $('fields').querySelectorAll('[name]')) {
-      const text = control.value;
-      if (control.type === 'checkbox') value[control.name] = control.checked;
-      else if (text !== '') value[control.name] = control.dataset.type === 'string' ? text : Number(text);
+      const { type, default: usual } = this.kind.inputSchema.properties[control.name];
+      if (type === 'boolean') {
+        if (control.checked !== (usual ?? false)) value[control.name] = control.checked;
+      } else if (control.value !== '') value[control.name] = ['integer', 'number'].includes(type) ? Number(control.value) : control.value;
     }
     return value;
   },
@@ -865,33 +880,31 @@ const launcher = {
   },
 };
 
-/** The fields of a schema that is simple enough for a form; null otherwise. */
+/** The fields of a schema that a form can show; null when a required one is not among them. */
 function flatFields(schema) {
-  const properties = Object.entries(schema?.properties ?? {});
-  const simple = properties.length > 0 && properties.length <= 12 && properties.every(([, { type, enum: choices }]) => choices || ['string', 'integer', 'number', 'boolean'].includes(type));
-  return simple ? properties.map(([name, rules]) => ({ name, rules, required: (schema.required ?? []).includes(name) })) : null;
+  const required = schema?.required ?? [];
+  const fields = Object.entries(schema?.properties ?? {})
+    .filter(([, rules]) => Array.isArray(rules.enum) || ['string', 'integer', 'number', 'boolean'].includes(rules.type))
+    .map(([name, rules]) => ({ name, rules, required: required.includes(name) }));
+  const whole = required.every((name) => fields.some((field) => field.name === name));
+  return whole && fields.length > 0 && fields.length <= 12 ? fields : null;
 }
 
-function makeField({ name, rules, required }, values) {
+function makeField({ name, rules, required }, given) {
   const id = `field-${name}`;
-  const value = values?.[name] ?? rules.default;
   const hint = rules.description ? make('p', { class: 'hint', id: `${id}-hint` }, rules.description) : null;
-  const shared = { id, name, required, 'aria-describedby': hint ? `${id}-hint` : undefined, 'data-testid': `field-${name}`, 'data-type': rules.type === 'integer' ? 'number' : (rules.type ?? 'string') };
   const label = make('label', { for: id }, name, required ? make('span', { class: 'need', 'aria-hidden': 'true' }, ' *') : null);
+  const shared = { id, name, required, 'aria-describedby': hint ? `${id}-hint` : undefined, 'data-testid': id, 'data-type': rules.type };
   if (rules.type === 'boolean') {
-    const box = make('input', { ...shared, type: 'checkbox', checked: value === true });
+    const box = make('input', { ...shared, type: 'checkbox', checked: (given ?? rules.default) === true });
     return make('div', { class: 'field wide' }, make('span', { class: 'tick' }, box, label), hint);
   }
-  let control;
-  if (rules.enum) {
-    control = make('select', shared, ...(required ? [] : [make('option', { value: '' }, '')]), ...rules.enum.map((choice) => make('option', { value: choice }, String(choice))));
-    control.value = value ?? control.value;
-  } else {
-    const numeric = rules.type !== 'string';
-    control = make('input', { ...shared, type: numeric ? 'number' : 'text', min: rules.minimum, max: rules.maximum, step: rules.type === 'number' ? 'any' : undefined, autocomplete: 'off' });
-    control.value = value ?? '';
-  }
-  return make('div', { class: rules.type === 'string' && !rules.enum ? 'field wide' : 'field' }, label, control, hint);
+  const numeric = ['integer', 'number'].includes(rules.type);
+  const control = rules.enum
+    ? make('select', shared, ...(required ? [] : [make('option', { value: '' })]), ...rules.enum.map((choice) => make('option', {}, String(choice))))
+    : make('input', { ...shared, type: numeric ? 'number' : 'text', min: rules.minimum, max: rules.maximum, step: rules.type === 'number' ? 'any' : undefined, placeholder: rules.default, autocomplete: 'off' });
+  control.value = given ?? control.value;
+  return make('div', { class: numeric || rules.enum ? 'field' : 'field wide' }, label, control, hint);
 }
 
 /** Checks the plain rules of a schema before anything is sent; the worker checks all of them. */
