@@ -12,15 +12,16 @@ use tokio::sync::{broadcast, watch};
 use crate::store::Hint;
 
 /// How long a follower waits at most before it looks by itself; jittered down to half of it.
-const LOOK: Duration = Duration::from_secs(5);
+pub const LOOK: Duration = Duration::from_secs(5);
 
 /// What a bell says: the highest number heard of, and how often somebody was told to look regardless.
 type Heard = (u64, u64);
 
 /// The bells of the streams that somebody follows.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Followers {
     bells: Arc<Mutex<HashMap<Arc<str>, watch::Sender<Heard>>>>,
+    look: Duration,
 }
 
 /// One follower of one stream; dropping the last one of a stream takes its bell down.
@@ -33,6 +34,11 @@ pub struct Follow {
 }
 
 impl Followers {
+    /// No bells yet; followers look by themselves after `look` (usually [`LOOK`]) at the latest.
+    pub fn new(look: Duration) -> Self {
+        Self { bells: Arc::default(), look }
+    }
+
     /// Follows a stream from now on: a change after this call is heard, so read the log after it.
     pub fn follow(&self, stream: &str) -> Follow {
         let mut bells = self.bells.lock();
@@ -70,7 +76,7 @@ impl Followers {
 impl Follow {
     /// Returns when the stream may have moved beyond `after`, or after a few seconds in any case.
     pub async fn changed(&mut self, after: u64) {
-        let look = LOOK.mul_f64(rand::random_range(0.5..1.0));
+        let look = self.followers.look.mul_f64(rand::random_range(0.5..1.0));
         let moved = async {
             let looks = self.looks;
             if self.heard.wait_for(|(heard, now)| *heard > after || *now != looks).await.is_err() {

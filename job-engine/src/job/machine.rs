@@ -261,7 +261,10 @@ impl<'r> Draft<'r> {
     pub fn unassign(&mut self, token: &str) -> Result<(), Refusal> {
         match &self.record.lease {
             Some(lease) if lease.token == token && !lease.ended && lease.last_report == 0 => {
-                self.give_back("the worker left");
+                match self.record.job.cancel_requested.clone() {
+                    Some(request) => self.end_cancelled(&request.by, &request.reason),
+                    None => self.give_back("the worker left"),
+                }
                 Ok(())
             }
             _ => Err(Refusal::LeaseLost),

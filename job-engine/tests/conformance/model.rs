@@ -24,11 +24,33 @@ const MEMBERS: [&str; 4] = ["m", "n", "o", "p"];
 #[derive(Clone, Debug)]
 enum Call {
     /// Expecting: 0..=4 what is there, 5 an older head, 6 no stream, 7 another epoch.
-    Commit { stream: usize, expecting: u8, events: Vec<Vec<u8>>, keep: Option<u64>, index: Vec<Move> },
-    Delete { stream: usize, stale: bool, index: Vec<Move> },
-    Read { stream: usize, after: u64, limit: usize, max_bytes: usize },
-    Claim { index: usize, n: usize },
-    Renew { index: usize, members: Vec<usize>, hours: u64 },
+    Commit {
+        stream: usize,
+        expecting: u8,
+        events: Vec<Vec<u8>>,
+        keep: Option<u64>,
+        index: Vec<Move>,
+    },
+    Delete {
+        stream: usize,
+        stale: bool,
+        index: Vec<Move>,
+    },
+    Read {
+        stream: usize,
+        after: u64,
+        limit: usize,
+        max_bytes: usize,
+    },
+    Claim {
+        index: usize,
+        n: usize,
+    },
+    Renew {
+        index: usize,
+        members: Vec<usize>,
+        hours: u64,
+    },
     Reopen,
 }
 
@@ -152,7 +174,8 @@ async fn step(store: &dyn Store, model: &mut Model, call: &Call) {
             }
         }
         Call::Read { stream, after, limit, max_bytes } => {
-            let page = store.read(STREAMS[*stream], *after, *limit, *max_bytes).await.expect("the store answers");
+            let page =
+                store.read(STREAMS[*stream], *after, *limit, *max_bytes).await.expect("the store answers");
             let Some((now, log)) = model.streams.get(STREAMS[*stream]) else {
                 assert_eq!(page, None);
                 return;
@@ -194,7 +217,10 @@ async fn step(store: &dyn Store, model: &mut Model, call: &Call) {
             let known = members.iter().map(|m| model.due.contains_key(&(name, MEMBERS[*m])));
             assert_eq!(there, known.collect::<Vec<_>>());
             for member in members {
-                model.due.entry((name, MEMBERS[*member])).and_modify(|due| *due = later(bounds(store), *hours));
+                model
+                    .due
+                    .entry((name, MEMBERS[*member]))
+                    .and_modify(|due| *due = later(bounds(store), *hours));
             }
         }
         Call::Reopen => {}

@@ -22,7 +22,8 @@ async fn j25_forgotten_scripts_are_loaded_again() {
     let mut at = must(&*store, commit("a", absent("e"), "s", &["x"])).await;
     for i in 0..20 {
         assert!(server.command("SCRIPT FLUSH").expect("a reply").starts_with("+OK"));
-        let next = Commit { index: vec![put("i", "a", Duration::ZERO)], ..commit("a", Expect::At(at), "s", &["y"]) };
+        let next =
+            Commit { index: vec![put("i", "a", Duration::ZERO)], ..commit("a", Expect::At(at), "s", &["y"]) };
         at = must(&*store, next).await;
         assert_eq!(at.seq, i + 2);
         assert!(server.command("SCRIPT FLUSH").expect("a reply").starts_with("+OK"));
@@ -45,7 +46,8 @@ async fn j27_a_restarted_server_is_used_again_and_nothing_is_lost_or_doubled() {
             tokio::spawn(async move {
                 let (name, mut expect) = (format!("w{w}"), absent("e"));
                 for i in 1..=200u64 {
-                    let outcome = store.commit(commit(&name, expect, &i.to_string(), &[&i.to_string()])).await;
+                    let outcome =
+                        store.commit(commit(&name, expect, &i.to_string(), &[&i.to_string()])).await;
                     match outcome.expect("the store is away for less than its patience") {
                         CommitOutcome::Committed(at) => expect = Expect::At(at),
                         CommitOutcome::Conflict(now) => panic!("nobody else writes, yet {i} met {now:?}"),
@@ -66,7 +68,8 @@ async fn j27_a_restarted_server_is_used_again_and_nothing_is_lost_or_doubled() {
         let name = format!("w{w}");
         let page = store.read(&name, 0, 1000, usize::MAX).await.expect("an answer").expect("the stream");
         assert_eq!(page.head, head(200, "e"));
-        let numbers: Vec<_> = page.entries.iter().map(|e| String::from_utf8_lossy(&e.data).into_owned()).collect();
+        let numbers: Vec<_> =
+            page.entries.iter().map(|e| String::from_utf8_lossy(&e.data).into_owned()).collect();
         assert_eq!(numbers, (1..=200).map(|i| i.to_string()).collect::<Vec<_>>());
     }
     // Whoever listens learns that hints were lost, and then hears new ones.
@@ -105,9 +108,14 @@ async fn a_server_that_is_away_is_unavailable_and_comes_back() {
 async fn j25_full_memory_is_told_and_leaves_nothing_half_done() {
     let server = RedisServer::start();
     let store = connect(&server).await;
-    let at = must(&*store, Commit { index: vec![put("i", "kept", HOUR)], ..commit("a", absent("e"), "s", &["x"]) }).await;
+    let at = must(
+        &*store,
+        Commit { index: vec![put("i", "kept", HOUR)], ..commit("a", absent("e"), "s", &["x"]) },
+    )
+    .await;
     let filling = Bytes::from(vec![b'x'; 1 << 20]);
-    let filler = |i: usize| Commit { state: filling.clone(), ..commit(&format!("f{i}"), absent("e"), "", &["x"]) };
+    let filler =
+        |i: usize| Commit { state: filling.clone(), ..commit(&format!("f{i}"), absent("e"), "", &["x"]) };
     server.command("CONFIG SET maxmemory 16mb").expect("a reply");
     let mut stored = 0;
     let refused = loop {
@@ -119,6 +127,8 @@ async fn j25_full_memory_is_told_and_leaves_nothing_half_done() {
     };
     assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
     assert_eq!(load(&*store, &format!("f{stored}")).await, None);
+    // Now not even the smallest commit fits.
+    server.command("CONFIG SET maxmemory 8mb").expect("a reply");
     let before = (load(&*store, "a").await, store.list("i", None, 10).await.expect("an answer"));
     let grow = Commit {
         index: vec![remove("i", "kept"), put("i", "new", Duration::ZERO)],
@@ -132,7 +142,8 @@ async fn j25_full_memory_is_told_and_leaves_nothing_half_done() {
     assert_eq!(store.renew("i", vec!["kept".into()], Duration::ZERO).await.expect("an answer"), [true]);
     assert_eq!(store.claim("i", 1, HOUR).await.expect("an answer"), ["kept"]);
     for i in 0..stored {
-        let gone = store.delete(&format!("f{i}"), head(1, "e"), vec![put("gone", &format!("f{i}"), HOUR)]).await;
+        let gone =
+            store.delete(&format!("f{i}"), head(1, "e"), vec![put("gone", &format!("f{i}"), HOUR)]).await;
         assert!(matches!(gone.expect("an answer"), CommitOutcome::Committed(_)));
     }
     assert_eq!(must(&*store, grow).await, head(3, "e"));

@@ -13,7 +13,8 @@ local mode, seq = ARGV[1], ARGV[2]
 local head = redis.call('HMGET', KEYS[1], 'q', 'e', 'f')
 if mode == 'new' then
   if head[1] then return redis.call('HMGET', KEYS[1], 'q', 'e', 'f', 'v') end
-  redis.call('UNLINK', KEYS[2])
+  -- A log without a state is a remnant. Not removed blindly: after any write, full memory is no longer refused.
+  if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('UNLINK', KEYS[2]) end
 elseif head[1] ~= seq or head[2] ~= ARGV[3] then
   if not head[1] then return {} end
   return redis.call('HMGET', KEYS[1], 'q', 'e', 'f', 'v')
