@@ -82,6 +82,7 @@
  * @property {string[]} [events] Custom event names to expect. Others are noticed by their hole in `seq` and fetched.
  * @property {number} [silenceMs] How long nothing may come before the snapshot is asked whether something should have; 20,000.
  * @property {number} [pollMs] The pause between snapshots while polling; 3,000.
+ * @property {number} [retryMs] The first pause of the back-off, doubled up to 15 s and jittered; 1,000.
  * @property {(event: JobEvent) => void} [onEvent]
  * @property {(status: WatchStatus) => void} [onStatus]
  * @property {(job: Job) => void} [onSnapshot] Called with every snapshot the watch had to fetch.
@@ -97,7 +98,9 @@ const TAKE_OVER_AFTER = 3;
 const POLL_AFTER = 6;
 /** While polling, every so-many-th answer is followed by a try of the stream. */
 const STREAM_EVERY = 8;
-const BACKOFF_MS = { first: 1_000, most: 15_000 };
+/** A silent stream takes long to notice, so it weighs as much as this many failures. */
+const SILENCE_WEIGHT = 3;
+const MAX_BACKOFF_MS = 15_000;
 
 // --- errors ------------------------------------------------------------------------------------
 
@@ -294,7 +297,7 @@ class Watch {
   #failures = 0;
   /** When the stream broke; 0 while it is whole. */
   #since = 0;
-  /** Whether the last event was a terminal one: the server is then expected to end the stream. */
+  /** Whether the last event was a terminal one, after which the server ends the stream. */
   #atEnd = false;
   #goodbye = null;
   #silence;
@@ -304,7 +307,7 @@ class Watch {
 
   constructor(jobId, options) {
     this.#jobId = jobId;
-    this.#options = { base: '', silenceMs: 20_000, pollMs: 3_000, ...options };
+    this.#options = { base: '', silenceMs: 20_000, pollMs: 3_000, retryMs: 1_000, ...options };
     this.#names = new Set([...LOG_EVENTS, 'connected', 'goodbye', ...(options.events ?? [])]);
     this.#position = parseCursor(options.cursor);
     addEventListener('online', this.#onOnline);
@@ -461,7 +464,7 @@ class Watch {
       const job = await this.#snapshot();
       if (isTerminal(job.status) && !this.#isBehind(job)) this.#finish({ state: 'ended', job });
     } catch {
-      // The stream decides: a reconnect with the terminal cursor is answered 204, which closes it for good.
+      // Asked again when the stream ends.
     }
   }
 
@@ -478,8 +481,13 @@ class Watch {
 
   /** @param {EventSource} source */
   #onError(source) {
-    if (this.#atEnd && source.readyState !== EventSource.CLOSED) return; // The planned end; 204 or #settle closes it.
     this.#failures += 1;
+    if (this.#atEnd) {
+      // The planned end, which #settle is about to confirm; if it cannot, ask again rather than reconnect for ever.
+      this.#dropSource();
+      this.#tryLater({ quiet: true });
+      return;
+    }
     // A goodbye announced this cut: it is news only if the next connection fails too.
     const planned = this.#goodbye && this.#failures === 1;
     if (source.readyState !== EventSource.CLOSED && this.#failures < TAKE_OVER_AFTER) {
@@ -487,8 +495,7 @@ class Watch {
       return;
     }
     this.#dropSource();
-    if (this.#atEnd) this.#probe();
-    else this.#tryLater();
+    this.#tryLater();
   }
 
   #sayOffline(retryAt) {
@@ -496,10 +503,10 @@ class Watch {
     this.#say({ state: 'offline', since: this.#since, retryAt, reason: this.#goodbye?.reason });
   }
 
-  #tryLater(atLeastMs = 0) {
-    const exponential = BACKOFF_MS.first * 2 ** Math.min(this.#failures - 1, 10);
-    const delay = Math.max(Math.min(exponential, BACKOFF_MS.most) * (0.5 + Math.random()), atLeastMs);
-    this.#sayOffline(Date.now() + delay);
+  #tryLater({ atLeastMs = 0, quiet = false } = {}) {
+    const exponential = this.#options.retryMs * 2 ** Math.min(this.#failures - 1, 10);
+    const delay = Math.max(Math.min(exponential, MAX_BACKOFF_MS) * (0.5 + Math.random()), atLeastMs);
+    if (!quiet) this.#sayOffline(Date.now() + delay);
     this.#retry = setTimeout(() => this.#probe(), delay);
   }
 
@@ -513,7 +520,7 @@ class Watch {
       if (this.#abort.signal.aborted) return;
       if (!error.passing) return this.#finish({ state: 'refused', error });
       this.#failures += 1;
-      return this.#tryLater((error.retryAfter ?? 0) * 1_000);
+      return this.#tryLater({ atLeastMs: (error.retryAfter ?? 0) * 1_000 });
     }
     if (isTerminal(job.status) && !this.#isBehind(job)) return this.#finish({ state: 'ended', job });
     if (this.#failures < POLL_AFTER || this.#failures % STREAM_EVERY === 0) return this.#open();
@@ -545,12 +552,12 @@ class Watch {
           this.#failures = 0;
           return this.#expectTraffic();
         }
-        if (!stuck) return this.#expectTraffic(2_000, this.cursor ?? '');
+        if (!stuck) return this.#expectTraffic(this.#options.silenceMs / 10, this.cursor ?? '');
       } catch (error) {
         if (source !== this.#source || this.#abort.signal.aborted) return;
         if (!error.passing) return this.#finish({ state: 'refused', error });
       }
-      this.#failures += 1;
+      this.#failures += SILENCE_WEIGHT;
       this.#dropSource();
       return this.#tryLater();
     }, ms);
