@@ -1,1 +1,162 @@
 //! The HTTP and SSE edge.
+//!
+//! - [`config`]: flags, and what must hold between them.
+//! - `serve`: the accept loop · `routes`: the whole surface · `admin`: the operator's port · `console`: static files.
+//! - `jobs`: REST, one call each · `progress`: the SSE handler · `hub`: one upstream a job, any number of viewers.
+//! - `json`, `sse`, `problem`: contract messages as JSON, as SSE frames, as RFC 9457 problems. Pure.
+//! - `engine`: the way to the engine, known by gRPC only.
+//!
+//! A gateway holds no state that the engine does not: run as many as you like.
+
+mod admin;
+mod caller;
+pub mod config;
+mod console;
+mod drain;
+mod engine;
+mod hub;
+mod jobs;
+mod json;
+mod metrics;
+mod problem;
+mod progress;
+mod routes;
+mod serve;
+mod sse;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    time::{interval, timeout_at},
+};
+
+use crate::{
+    admin::Admin, config::ConfigErrors, drain::Drain, engine::Engine, hub::Registry, metrics::Metrics,
+    routes::App,
+};
+pub use crate::{config::Config, hub::Timing};
+
+/// Connections on the operator's port at once.
+const ADMIN_CONNECTIONS: usize = 64;
+
+/// Why a gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration would be unsafe.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// An address could not be bound.
+    #[error("cannot listen on {addr}: {error}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// Binds and serves until `shutdown` completes, then drains.
+///
+/// # Errors
+/// When the configuration is unsafe or an address cannot be bound; never once serving has begun.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
+    Gateway::bind(config)?.serve(shutdown).await;
+    Ok(())
+}
+
+/// The edge gateway.
+#[derive(Debug)]
+pub struct Gateway;
+
+/// A gateway with its sockets bound, not serving yet.
+#[derive(Debug)]
+pub struct Bound {
+    config: Config,
+    public: TcpListener,
+    admin: Option<TcpListener>,
+}
+
+impl Gateway {
+    /// Checks the configuration and binds the sockets; must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn bind(config: Config) -> Result<Bound, StartError> {
+        config.check()?;
+        let listen = |addr| serve::listen(addr).map_err(|error| StartError::Listen { addr, error });
+        let public = listen(config.listen)?;
+        let admin = config.admin_listen.map(listen).transpose()?;
+        Ok(Bound { config, public, admin })
+    }
+}
+
+impl Bound {
+    /// Where browsers connect.
+    pub fn addr(&self) -> SocketAddr {
+        self.public.local_addr().unwrap_or(self.config.listen)
+    }
+
+    /// Where operators look.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(|admin| admin.local_addr().ok())
+    }
+
+    /// Serves until `shutdown` completes; then turns unready, accepts nothing more, says goodbye to all viewers over
+    /// the drain window, and returns when the last connection has closed or the window is over.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+        let (addr, admin_addr) = (self.addr(), self.admin_addr());
+        let (metrics, drain) = (Arc::new(Metrics::new()), Drain::default());
+        let engine = Engine::new(self.config.engine);
+        let registry = Registry::new(
+            engine.clone(),
+            self.config.timing,
+            self.config.max_streams,
+            Arc::clone(&metrics),
+            drain.clone(),
+        );
+        let app = routes::router(App { engine: engine.clone(), registry: registry.clone() });
+        let public = serve::accept(self.public, app, self.config.max_connections, drain.clone());
+        let public = tokio::spawn(public);
+
+        // The operator's port outlives the public one: it says that the gateway is draining.
+        let closed = Drain::default();
+        let admin = admin::router(Admin { engine, metrics: Arc::clone(&metrics), drain: drain.clone() });
+        let admin = self
+            .admin
+            .map(|listener| tokio::spawn(serve::accept(listener, admin, ADMIN_CONNECTIONS, closed.clone())));
+        tracing::info!(%addr, ?admin_addr, "the gateway serves");
+
+        tokio::select! {
+            () = shutdown => {}
+            () = upkeep(&metrics) => {}
+        }
+        tracing::info!(window = ?self.config.drain, "the gateway drains");
+        let deadline = tokio::time::Instant::now() + self.config.drain;
+        drain.begin();
+        let all_gone = async {
+            // Most of the window for the goodbyes, the rest for slow sockets to take them.
+            registry.dismiss(self.config.drain.mul_f64(0.7)).await;
+            if let Ok(mut connections) = public.await {
+                while connections.join_next().await.is_some() {}
+            }
+        };
+        if timeout_at(deadline, all_gone).await.is_err() {
+            tracing::warn!("the drain window is over; closing what is still open");
+        }
+        closed.begin();
+        if let Some(admin) = admin {
+            // Dropping the set closes the operator's connections.
+            let _ = admin.await;
+        }
+    }
+}
+
+/// Keeps the recorder tidy, for ever.
+async fn upkeep(metrics: &Metrics) {
+    let mut every = interval(Duration::from_secs(5));
+    loop {
+        every.tick().await;
+        metrics.upkeep();
+    }
+}

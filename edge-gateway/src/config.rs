@@ -1,0 +1,195 @@
+//! Configuration: flags, their environment twins, and what must hold between them.
+//!
+//! All errors are found before anything starts, and told together. Bound to anything but loopback, the gateway
+//! refuses to start without `--insecure`, as long as it has no authentication.
+
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
+
+use clap::Parser;
+use tonic::transport::Endpoint;
+
+use crate::hub::Timing;
+
+/// Flags of the `edge-gateway` binary. Values are texts here, so that [`Args::check`] can list every error at once.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "edge-gateway", version, about)]
+pub struct Args {
+    /// Where browsers connect
+    #[arg(long, env = "TIDEGATE_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDR")]
+    pub listen: String,
+    /// Where /metrics, /healthz and /readyz are served; never the public address
+    #[arg(long, env = "TIDEGATE_ADMIN_LISTEN", default_value = "127.0.0.1:9464", value_name = "ADDR")]
+    pub admin_listen: String,
+    /// The job engine's gRPC address
+    #[arg(long, env = "TIDEGATE_ENGINE", default_value = "http://127.0.0.1:50051", value_name = "URL")]
+    pub engine: String,
+    /// Connections served at once; more wait in the listen queue
+    #[arg(long, env = "TIDEGATE_MAX_CONNECTIONS", default_value = "18000", value_name = "N")]
+    pub max_connections: String,
+    /// Event streams served at once; more are told to come back
+    #[arg(long, env = "TIDEGATE_MAX_STREAMS", default_value = "16000", value_name = "N")]
+    pub max_streams: String,
+    /// How long a shutdown may take, in seconds
+    #[arg(long, env = "TIDEGATE_DRAIN_SECONDS", default_value = "10", value_name = "N")]
+    pub drain_seconds: String,
+    /// Serve without authentication on an address that others can reach
+    #[arg(long, env = "TIDEGATE_INSECURE")]
+    pub insecure: bool,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where browsers connect; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where operators look; `None` serves no admin port.
+    pub admin_listen: Option<SocketAddr>,
+    /// The engine.
+    pub engine: Endpoint,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Streams at once.
+    pub max_streams: usize,
+    /// How long a shutdown may take.
+    pub drain: Duration,
+    /// Serve without authentication on an address that is not loopback.
+    pub insecure: bool,
+    /// Times of the hubs; tests shorten them.
+    pub timing: Timing,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigErrors(Vec<String>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration has errors:")?;
+        self.0.iter().try_for_each(|error| write!(f, "\n  {error}"))
+    }
+}
+
+impl Config {
+    /// The defaults, for an engine at `engine`, on free loopback ports: for embedders and tests.
+    pub fn local(engine: Endpoint) -> Self {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            listen: loopback,
+            admin_listen: Some(loopback),
+            engine,
+            max_connections: 18_000,
+            max_streams: 16_000,
+            drain: Duration::from_secs(10),
+            insecure: false,
+            timing: Timing::default(),
+        }
+    }
+
+    /// Refuses what would be reachable by strangers without having been asked to.
+    ///
+    /// # Errors
+    /// When `listen` or `admin_listen` is not loopback and `insecure` is not set.
+    pub fn check(&self) -> Result<(), ConfigErrors> {
+        let mut errors = Vec::new();
+        for (flag, addr) in [("--listen", Some(self.listen)), ("--admin-listen", self.admin_listen)] {
+            if let Some(addr) = addr.filter(|addr| !addr.ip().is_loopback() && !self.insecure) {
+                errors.push(format!(
+                    "{flag} {addr} can be reached by others, and there is no authentication: bind to 127.0.0.1 and \
+                     put an authenticating proxy in front, or add --insecure if everybody may see and steer every job"
+                ));
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
+    }
+}
+
+impl Args {
+    /// Checks all values.
+    ///
+    /// # Errors
+    /// With every error there is, not only the first.
+    pub fn check(&self) -> Result<Config, ConfigErrors> {
+        let mut errors = Vec::new();
+        let listen = parse(&mut errors, "--listen", &self.listen, "an address such as 127.0.0.1:8080");
+        let admin =
+            parse(&mut errors, "--admin-listen", &self.admin_listen, "an address such as 127.0.0.1:9464");
+        let max_connections = parse(&mut errors, "--max-connections", &self.max_connections, "a number");
+        let max_streams = parse(&mut errors, "--max-streams", &self.max_streams, "a number");
+        let drain: Option<u16> = parse(&mut errors, "--drain-seconds", &self.drain_seconds, "whole seconds");
+        let engine = Endpoint::from_shared(self.engine.clone()).ok().filter(|e| e.uri().host().is_some());
+        if engine.is_none() {
+            errors.push(format!("--engine {:?} is no URL such as http://127.0.0.1:50051", self.engine));
+        }
+        for (flag, value) in [("--max-connections", max_connections), ("--max-streams", max_streams)] {
+            if value == Some(0) {
+                errors.push(format!("{flag} must be at least 1"));
+            }
+        }
+        if let Some(listen) = listen {
+            let engine = engine.clone().unwrap_or_else(|| Endpoint::from_static("http://127.0.0.1"));
+            let addresses =
+                Config { listen, admin_listen: admin, insecure: self.insecure, ..Config::local(engine) };
+            if let Err(ConfigErrors(more)) = addresses.check() {
+                errors.extend(more);
+            }
+        }
+        match (listen, admin, engine, max_connections, max_streams, drain) {
+            (
+                Some(listen),
+                Some(admin),
+                Some(engine),
+                Some(max_connections),
+                Some(max_streams),
+                Some(drain),
+            ) if errors.is_empty() => Ok(Config {
+                listen,
+                admin_listen: Some(admin),
+                max_connections,
+                max_streams,
+                drain: Duration::from_secs(drain.into()),
+                insecure: self.insecure,
+                ..Config::local(engine)
+            }),
+            _ => Err(ConfigErrors(errors)),
+        }
+    }
+}
+
+fn parse<T: FromStr>(errors: &mut Vec<String>, flag: &str, value: &str, expected: &str) -> Option<T> {
+    let parsed = value.parse().ok();
+    if parsed.is_none() {
+        errors.push(format!("{flag} {value:?} is not {expected}"));
+    }
+    parsed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(flags: &[&str]) -> Result<Config, ConfigErrors> {
+        Args::try_parse_from(["edge-gateway"].iter().chain(flags)).unwrap().check()
+    }
+
+    #[test]
+    fn defaults_are_loopback_only() {
+        let config = check(&[]).unwrap();
+        assert!(config.listen.ip().is_loopback());
+        assert!(config.admin_listen.unwrap().ip().is_loopback());
+    }
+
+    #[test]
+    fn an_open_address_needs_a_word_for_it() {
+        let error = check(&["--listen", "0.0.0.0:8080"]).unwrap_err().to_string();
+        assert!(error.contains("--insecure"), "{error}");
+        assert!(check(&["--listen", "0.0.0.0:8080", "--insecure"]).is_ok());
+        assert!(check(&["--admin-listen", "[::]:1"]).is_err());
+    }
+
+    #[test]
+    fn all_errors_are_told_at_once() {
+        let flags = ["--listen=x", "--engine=", "--max-streams=0", "--drain-seconds=-1", "--admin-listen=y"];
+        let ConfigErrors(errors) = check(&flags).unwrap_err();
+        assert_eq!(errors.len(), 5, "{errors:?}");
+    }
+}

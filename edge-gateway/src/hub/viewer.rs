@@ -1,0 +1,164 @@
+//! A viewer: the body of one SSE response, pulled by its socket.
+//!
+//! It owns a cursor and a slot, nothing else of size: no task, no timer, no queue. hyper asks for the next frame only
+//! when the connection can take more, so a slow browser slows nobody but itself. Whatever it is handed are whole
+//! frames; the body ends cleanly, and only after a terminal event or a goodbye.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http_body::{Body, Frame};
+use tidegate_proto::cursor::Cursor;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    End, Next, Place, User,
+    crowd::Slot,
+    history::{Page, PageRead, PageTake, ReadFailed},
+};
+use crate::sse::{self, Goodbye};
+
+/// The body of one SSE response.
+#[derive(Debug)]
+pub(crate) struct Viewer {
+    hub: User,
+    slot: Slot,
+    place: Place,
+    /// What is sent before anything else: `connected`, and perhaps a `gap`.
+    greeting: Option<Bytes>,
+    /// A page that the viewer waits for; never held while its socket is full.
+    reading: Option<(PageRead, Arc<str>)>,
+    /// Set with the last frame.
+    closed: Option<&'static str>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Viewer {
+    /// A viewer after `place`; `permit` is its share of the stream cap.
+    pub(super) fn new(
+        hub: User,
+        slot: Slot,
+        place: Place,
+        greeting: Bytes,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        hub.metrics.active.increment(1.0);
+        Self { hub, slot, place, greeting: Some(greeting), reading: None, closed: None, _permit: permit }
+    }
+
+    /// The next frames, the end, or a wait.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Some(greeting) = self.greeting.take() {
+            return Poll::Ready(Some(greeting));
+        }
+        if self.closed.is_some() {
+            return Poll::Ready(None);
+        }
+        loop {
+            if self.hub.drain.begun() && self.slot.leaving() {
+                return self.leave(Goodbye::Draining);
+            }
+            if let Some((read, epoch)) = &mut self.reading {
+                match read.poll_unpin(cx) {
+                    Poll::Pending => {
+                        self.slot.remember(cx.waker());
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(outcome) => {
+                        let epoch = Arc::clone(epoch);
+                        self.reading = None;
+                        match outcome {
+                            Ok(page) => match self.turn(&page, &epoch) {
+                                Some(bytes) => return Poll::Ready(Some(bytes)),
+                                None => continue,
+                            },
+                            Err(ReadFailed::Deleted) => return self.leave(Goodbye::Deleted),
+                            Err(_) => return self.leave(Goodbye::EngineUnavailable),
+                        }
+                    }
+                }
+            }
+            match self.hub.next(&mut self.place) {
+                Next::Send(bytes) => return Poll::Ready(Some(bytes)),
+                Next::Behind(epoch) => {
+                    self.reading = Some((self.hub.history.page(&epoch, self.place.cursor), epoch));
+                }
+                Next::End(End::Goodbye(reason)) => return self.leave(reason),
+                Next::End(End::Finished) => {
+                    self.closed = Some("finished");
+                    return Poll::Ready(None);
+                }
+                Next::Wait => {
+                    if self.slot.arm(&self.hub.crowd, cx.waker(), self.place.seen) {
+                        return Poll::Pending;
+                    }
+                    self.place.seen = Place::UNSEEN;
+                }
+            }
+        }
+    }
+
+    /// Takes what `page` has; nothing if the page ends before the viewer's place, or belongs to an older log.
+    fn turn(&mut self, page: &Page, epoch: &str) -> Option<Bytes> {
+        let current = self.hub.state.lock().generation == self.place.generation;
+        match page.take(self.place.cursor).filter(|_| current)? {
+            PageTake::Burst(burst) => {
+                self.hub.metrics.events.increment(burst.last - self.place.cursor);
+                self.place.cursor = burst.last;
+                Some(burst.bytes)
+            }
+            PageTake::Trimmed { to } => {
+                let from = self.place.cursor + 1;
+                self.place.cursor = to;
+                Some(sse::gap(from, &Cursor::new(to, epoch), "trimmed", page.snapshot.as_deref()))
+            }
+        }
+    }
+
+    /// The last frame: why the stream ends.
+    fn leave(&mut self, reason: Goodbye) -> Poll<Option<Bytes>> {
+        self.closed = Some(reason.label());
+        Poll::Ready(Some(sse::goodbye(reason, jittered_retry())))
+    }
+}
+
+/// Between one and five seconds, so that viewers do not come back as one wave.
+pub(crate) fn jittered_retry() -> u32 {
+    rand::random_range(1000..=5000)
+}
+
+impl Place {
+    /// No version is this one: look before sleeping.
+    pub(super) const UNSEEN: u64 = u64::MAX;
+}
+
+impl Body for Viewer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = self.get_mut();
+        this.poll_next(cx).map(|next| {
+            next.map(|bytes| {
+                this.hub.metrics.bytes.increment(bytes.len() as u64);
+                Ok(Frame::data(bytes))
+            })
+        })
+    }
+}
+
+impl Drop for Viewer {
+    fn drop(&mut self) {
+        self.hub.metrics.active.decrement(1.0);
+        self.hub.metrics.closed(self.closed.unwrap_or("client-left"));
+    }
+}

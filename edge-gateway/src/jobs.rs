@@ -1,0 +1,355 @@
+//! The REST handlers: each one call to the engine.
+
+use std::{fmt, str::FromStr};
+
+use axum::{
+    body::Bytes,
+    extract::{
+        Path, Query, State,
+        rejection::{BytesRejection, QueryRejection},
+    },
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use prost_types::Duration;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{error::Category, value::RawValue};
+use tidegate_proto::{
+    limits::MAX_INPUT_BYTES,
+    v1::{
+        CancelJobRequest, DeleteJobRequest, GetJobRequest, Job, JobOptions, JobState, ListJobsRequest,
+        ListKindsRequest, RetryJobRequest, SubmitJobRequest,
+    },
+};
+use tonic::Status;
+use uuid::Uuid;
+
+use crate::{
+    caller::Caller,
+    json::{JobView, KindView},
+    problem::Problem,
+    routes::{App, MAX_BODY_BYTES},
+};
+
+/// A job id in its canonical text; anything else is refused before the engine is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct JobId(String);
+
+impl JobId {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for JobId {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        // The parser also knows braces, URNs and bare hex: one spelling is enough.
+        let uuid = Uuid::try_parse(text).ok().filter(|_| text.len() == 36);
+        uuid.map(|uuid| Self(uuid.hyphenated().to_string())).ok_or(Problem::MalformedJobId)
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A body, read within its limit.
+type Body = Result<Bytes, BytesRejection>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Submission {
+    kind: String,
+    /// Kept as text: 64-bit integers and the order of keys survive.
+    #[serde(default)]
+    input: Option<Box<RawValue>>,
+    #[serde(default)]
+    options: Options,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Options {
+    delay_seconds: Option<Seconds>,
+    max_attempts: Option<u32>,
+    backoff_seconds: Option<Seconds>,
+    max_backoff_seconds: Option<Seconds>,
+    max_stalls: Option<u32>,
+    retention_seconds: Option<Seconds>,
+}
+
+/// Seconds, perhaps with a fraction; not negative, and at most a hundred years.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(try_from = "f64")]
+struct Seconds(std::time::Duration);
+
+impl TryFrom<f64> for Seconds {
+    type Error = &'static str;
+
+    fn try_from(seconds: f64) -> Result<Self, &'static str> {
+        const LONGEST: f64 = 100.0 * 365.0 * 86_400.0;
+        if !(0.0..=LONGEST).contains(&seconds) {
+            return Err("seconds must not be negative, nor more than a hundred years");
+        }
+        Ok(Self(std::time::Duration::from_secs_f64(seconds)))
+    }
+}
+
+impl Seconds {
+    fn proto(self) -> Option<Duration> {
+        self.0.try_into().ok()
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cancellation {
+    #[serde(default)]
+    reason: String,
+}
+
+/// Filters and pages of a list.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Listing {
+    #[serde(default)]
+    limit: u32,
+    #[serde(default)]
+    cursor: String,
+    /// State names, separated by commas.
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    kind: String,
+}
+
+/// `POST /api/jobs`
+pub(crate) async fn submit(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let submission: Submission = parse(&read(body)?)?;
+    let input_json = submission.input.map_or_else(String::new, |raw| raw.get().to_owned());
+    if input_json.len() > MAX_INPUT_BYTES {
+        return Err(Problem::field("input", &format!("must not have more than {MAX_INPUT_BYTES} bytes")));
+    }
+    let key = headers.get("idempotency-key").map_or(Ok(""), HeaderValue::to_str);
+    let idempotency_key = key.map_err(|_| Problem::field("Idempotency-Key", "must be printable ASCII"))?;
+    let options = submission.options;
+    let request = SubmitJobRequest {
+        caller: caller.proto(),
+        kind: submission.kind,
+        input_json,
+        options: Some(JobOptions {
+            delay: options.delay_seconds.and_then(Seconds::proto),
+            max_attempts: options.max_attempts.unwrap_or_default(),
+            backoff: options.backoff_seconds.and_then(Seconds::proto),
+            max_backoff: options.max_backoff_seconds.and_then(Seconds::proto),
+            max_stalls: options.max_stalls.unwrap_or_default(),
+            retention: options.retention_seconds.and_then(Seconds::proto),
+        }),
+        idempotency_key: idempotency_key.to_owned(),
+    };
+    let answer = app.engine.call(request, |mut client, r| async move { client.submit_job(r).await }).await?;
+    let job = present(answer.job)?;
+    let status = if answer.created { StatusCode::CREATED } else { StatusCode::OK };
+    let location =
+        HeaderValue::from_str(&format!("/api/jobs/{}", job.job_id)).map_err(|_| Problem::Internal)?;
+    Ok((status, [(header::LOCATION, location)], json(&JobView::from(&job))).into_response())
+}
+
+/// `GET /api/jobs`
+pub(crate) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    query: Result<Query<Listing>, QueryRejection>,
+) -> Result<Response, Problem> {
+    #[derive(Serialize)]
+    struct Page<'a> {
+        jobs: Vec<JobView<'a>>,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        next: &'a str,
+    }
+    let Query(listing) = query.map_err(|e| Problem::invalid(&e.body_text()))?;
+    let mut states = Vec::new();
+    for name in listing.status.split(',').filter(|name| !name.is_empty()) {
+        let state = JobState::from_short_name(name);
+        let expected = "must be SCHEDULED, QUEUED, PROCESSING, COMPLETED, FAILED or CANCELLED";
+        states.push(state.ok_or_else(|| Problem::field("status", expected))?.into());
+    }
+    let request = ListJobsRequest {
+        caller: caller.proto(),
+        page_size: listing.limit,
+        page_token: listing.cursor,
+        states,
+        kind: listing.kind,
+    };
+    let answer = app.engine.call(request, |mut client, r| async move { client.list_jobs(r).await }).await?;
+    let jobs = answer.jobs.iter().map(JobView::from).collect();
+    Ok(json(&Page { jobs, next: &answer.next_page_token }))
+}
+
+/// `GET /api/jobs/{jobId}`
+pub(crate) async fn show(
+    State(app): State<App>,
+    caller: Caller,
+    Path(job_id): Path<String>,
+) -> Result<Response, Problem> {
+    snapshot(&app, &caller, &job_id.parse()?).await
+}
+
+/// `POST /api/jobs/{jobId}/cancel`
+pub(crate) async fn cancel(
+    State(app): State<App>,
+    caller: Caller,
+    Path(job_id): Path<String>,
+    body: Body,
+) -> Result<Response, Problem> {
+    let job_id: JobId = job_id.parse()?;
+    let body = read(body)?;
+    let Cancellation { reason } = if body.is_empty() { Cancellation::default() } else { parse(&body)? };
+    let request = CancelJobRequest { caller: caller.proto(), job_id: job_id.to_string(), reason };
+    let answer = app.engine.call(request, |mut client, r| async move { client.cancel_job(r).await }).await?;
+    Ok((StatusCode::ACCEPTED, json(&JobView::from(&present(answer.job)?))).into_response())
+}
+
+/// `POST /api/jobs/{jobId}/retry`
+pub(crate) async fn retry(
+    State(app): State<App>,
+    caller: Caller,
+    Path(job_id): Path<String>,
+) -> Result<Response, Problem> {
+    let job_id: JobId = job_id.parse()?;
+    let request = RetryJobRequest { caller: caller.proto(), job_id: job_id.to_string() };
+    let answer = app.engine.call(request, |mut client, r| async move { client.retry_job(r).await }).await?;
+    Ok((StatusCode::ACCEPTED, json(&JobView::from(&present(answer.job)?))).into_response())
+}
+
+/// `DELETE /api/jobs/{jobId}`
+pub(crate) async fn delete(
+    State(app): State<App>,
+    caller: Caller,
+    Path(job_id): Path<String>,
+) -> Result<Response, Problem> {
+    let job_id: JobId = job_id.parse()?;
+    let request = DeleteJobRequest { caller: caller.proto(), job_id: job_id.to_string() };
+    app.engine.call(request, |mut client, r| async move { client.delete_job(r).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `GET /api/kinds`
+pub(crate) async fn kinds(State(app): State<App>, _: Caller) -> Result<Response, Problem> {
+    #[derive(Serialize)]
+    struct Kinds<'a> {
+        kinds: Vec<KindView<'a>>,
+    }
+    let request = ListKindsRequest {};
+    let answer = app.engine.call(request, |mut client, r| async move { client.list_kinds(r).await }).await?;
+    Ok(json(&Kinds { kinds: answer.kinds.iter().map(KindView::from).collect() }))
+}
+
+/// One job as JSON.
+pub(crate) async fn snapshot(app: &App, caller: &Caller, job_id: &JobId) -> Result<Response, Problem> {
+    Ok(json(&JobView::from(&get(app, caller, job_id).await?)))
+}
+
+/// One job.
+pub(crate) async fn get(app: &App, caller: &Caller, job_id: &JobId) -> Result<Job, Problem> {
+    let request = GetJobRequest { caller: caller.proto(), job_id: job_id.to_string() };
+    let answer = app.engine.call(request, |mut client, r| async move { client.get_job(r).await }).await?;
+    present(answer.job)
+}
+
+/// The job that an answer must carry.
+fn present(job: Option<Job>) -> Result<Job, Problem> {
+    job.ok_or_else(|| Status::internal("an answer without its job").into())
+}
+
+/// A JSON response that is not to be stored: jobs change.
+fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => {
+            let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+            (headers, body).into_response()
+        }
+        Err(error) => {
+            tracing::error!(%error, "a response could not be written as JSON");
+            Problem::Internal.into_response()
+        }
+    }
+}
+
+/// The body, or why it could not be read.
+fn read(body: Body) -> Result<Bytes, Problem> {
+    body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::BodyTooLarge { limit: MAX_BODY_BYTES },
+        _ => Problem::invalid("the body could not be read"),
+    })
+}
+
+/// Parses a body; text that is no JSON is told apart from JSON that does not fit.
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| {
+        let full = error.to_string();
+        let message = full.rsplit_once(" at line").map_or(full.as_str(), |(message, _)| message);
+        if error.classify() != Category::Data {
+            return Problem::MalformedJson {
+                message: message.into(),
+                line: error.line(),
+                column: error.column(),
+            };
+        }
+        // Serde names the field between backticks when it is missing, unknown or doubled.
+        match message.split('`').nth(1).filter(|_| message.contains(" field `")) {
+            Some(field) => Problem::field(field, message),
+            None => Problem::invalid(message),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_id_is_a_uuid_in_its_usual_spelling() {
+        let id = "0190f1e2-0000-7000-8000-0000000000AB";
+        assert_eq!(id.parse::<JobId>().unwrap().as_str(), id.to_ascii_lowercase());
+        for bad in
+            ["", "1", "0190f1e2000070008000000000000000", "{0190f1e2-0000-7000-8000-000000000000}", "../x"]
+        {
+            assert!(matches!(bad.parse::<JobId>(), Err(Problem::MalformedJobId)), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn bodies_are_parsed_strictly() {
+        let kind = |body: &str| parse::<Submission>(body.as_bytes());
+        let raw = kind(r#"{"kind":"a","input":{"n":18446744073709551615 , "a":1}}"#).unwrap().input.unwrap();
+        assert_eq!(raw.get(), r#"{"n":18446744073709551615 , "a":1}"#);
+        assert!(matches!(kind("{\n  \"kind\": }"), Err(Problem::MalformedJson { line: 2, column: 11, .. })));
+        assert!(matches!(kind(""), Err(Problem::MalformedJson { .. })));
+        assert!(matches!(kind("{\"kind\":\"a\"} x"), Err(Problem::MalformedJson { .. })));
+        assert!(matches!(kind("\u{1}"), Err(Problem::MalformedJson { .. })));
+        assert!(matches!(
+            kind(&"[".repeat(10_000)),
+            Err(Problem::MalformedJson { .. } | Problem::InvalidArgument { .. })
+        ));
+        for bad in [
+            r#"{}"#,
+            r#"{"kind":"a","more":1}"#,
+            r#"{"kind":1}"#,
+            r#"{"kind":"a","options":{"delaySeconds":-1}}"#,
+            r#"{"kind":"a","options":{"delaySeconds":1e300}}"#,
+            r#"{"kind":"a","options":{"maxAttempts":1.5}}"#,
+        ] {
+            assert!(matches!(kind(bad), Err(Problem::InvalidArgument { .. })), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Contract messages as the JSON that browsers see.
+//!
+//! camelCase keys in a fixed order, absent means omitted, times are RFC 3339 UTC with milliseconds. Documents that
+//! users supplied (input, result, example) pass through as text, so that 64-bit integers and key order survive; a
+//! text that is no JSON after all is shown as a JSON string rather than breaking the document around it.
+
+use prost_types::{Duration, Timestamp};
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+use tidegate_proto::{
+    cursor::Cursor,
+    v1::{CancelRequested, Job, JobState, KindOffer, Progress, job},
+};
+
+/// A JSON document supplied by somebody else.
+pub(crate) enum Document<'a> {
+    /// Checked to be one JSON value.
+    Json(&'a RawValue),
+    /// Not JSON: carried as a string.
+    Text(&'a str),
+    /// Nothing at all.
+    Null,
+}
+
+impl<'a> Document<'a> {
+    /// Checks `text`; its outer white space is dropped.
+    pub(crate) fn new(text: &'a str) -> Self {
+        if text.is_empty() {
+            return Self::Null;
+        }
+        serde_json::from_str(text).map_or(Self::Text(text), Self::Json)
+    }
+
+    /// The document, or nothing when it is empty.
+    fn present(text: &'a str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self::new(text))
+    }
+}
+
+impl Serialize for Document<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Json(raw) => raw.serialize(serializer),
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::Null => serializer.serialize_unit(),
+        }
+    }
+}
+
+/// A number that prints without a fraction when it has none; NaN and infinity print as null.
+#[derive(Clone, Copy)]
+pub(crate) struct Number(pub(crate) f64);
+
+impl Serialize for Number {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53: every whole number below is exact
+        if !self.0.is_finite() {
+            serializer.serialize_unit()
+        } else if self.0.fract() == 0.0 && self.0.abs() <= EXACT {
+            #[expect(clippy::cast_possible_truncation, reason = "whole and within 2^53")]
+            serializer.serialize_i64(self.0 as i64)
+        } else {
+            serializer.serialize_f64(self.0)
+        }
+    }
+}
+
+/// The text unless it is empty, because protobuf knows no absent string.
+pub(crate) fn text(value: &str) -> Option<&str> {
+    (!value.is_empty()).then_some(value)
+}
+
+/// RFC 3339 in UTC, cut to milliseconds.
+pub(crate) fn time(at: &Timestamp) -> String {
+    let millis = at.nanos.clamp(0, 999_999_999) / 1_000_000;
+    let mut out = Timestamp { seconds: at.seconds, nanos: millis * 1_000_000 }.to_string();
+    if millis == 0 && out.ends_with('Z') && !out.contains('.') {
+        out.truncate(out.len() - 1);
+        out.push_str(".000Z");
+    }
+    out
+}
+
+/// Seconds with their fraction.
+pub(crate) fn seconds(duration: &Duration) -> Number {
+    #[expect(clippy::cast_precision_loss, reason = "an estimate; 2^53 seconds are 285 million years")]
+    Number(duration.seconds as f64 + f64::from(duration.nanos) / 1e9)
+}
+
+/// The state's name; a state of a newer engine must not break the document.
+pub(crate) fn state(number: i32) -> &'static str {
+    JobState::try_from(number).unwrap_or_default().short_name()
+}
+
+/// A job, as `GET /api/jobs/{jobId}` answers it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct JobView<'a> {
+    job_id: &'a str,
+    kind: &'a str,
+    status: &'static str,
+    attempt: u32,
+    tenant: &'a str,
+    owner: &'a str,
+    input: Document<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    updated_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    started_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<ProgressView<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<CheckpointView<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cancel_requested: Option<CancelView<'a>>,
+    #[serde(flatten)]
+    outcome: Option<Outcome<'a>>,
+    cursor: String,
+}
+
+/// How a job ended: one of three keys.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Outcome<'a> {
+    Result(Document<'a>),
+    Error { code: &'a str, message: &'a str, retryable: bool },
+    Cancelled { by: &'a str, reason: &'a str },
+}
+
+/// A checkpoint's name and size; its bytes are the worker's own.
+#[derive(Serialize)]
+pub(crate) struct CheckpointView<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) size: u32,
+}
+
+/// A cancellation that was asked for.
+#[derive(Serialize)]
+pub(crate) struct CancelView<'a> {
+    by: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline: Option<String>,
+}
+
+impl<'a> From<&'a CancelRequested> for CancelView<'a> {
+    fn from(cancel: &'a CancelRequested) -> Self {
+        Self { by: &cancel.by, reason: text(&cancel.reason), deadline: cancel.deadline.as_ref().map(time) }
+    }
+}
+
+/// The last progress, without the keys that belong to the event around it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ProgressView<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    percent: Option<Number>,
+    #[serde(flatten)]
+    measure: Measure<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+}
+
+/// How far the work is, besides its percentage and message.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Measure<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    done: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate: Option<Number>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eta_seconds: Option<Number>,
+}
+
+impl<'a> From<&'a Progress> for Measure<'a> {
+    fn from(progress: &'a Progress) -> Self {
+        Self {
+            done: progress.done,
+            total: progress.total,
+            unit: text(&progress.unit),
+            step: progress.step,
+            steps: progress.steps,
+            step_name: text(&progress.step_name),
+            rate: progress.rate.map(Number),
+            eta_seconds: progress.eta.as_ref().map(seconds),
+        }
+    }
+}
+
+impl<'a> From<&'a Job> for JobView<'a> {
+    fn from(job: &'a Job) -> Self {
+        Self {
+            job_id: &job.job_id,
+            kind: &job.kind,
+            status: state(job.state),
+            attempt: job.attempt,
+            tenant: &job.tenant,
+            owner: &job.owner,
+            input: Document::new(&job.input_json),
+            created_at: job.created_at.as_ref().map(time),
+            updated_at: job.updated_at.as_ref().map(time),
+            started_at: job.started_at.as_ref().map(time),
+            finished_at: job.finished_at.as_ref().map(time),
+            run_at: job.run_at.as_ref().map(time),
+            progress: job.progress.as_ref().map(|progress| ProgressView {
+                percent: progress.percent.map(Number),
+                measure: progress.into(),
+                message: text(&progress.message),
+            }),
+            checkpoint: job.checkpoint.as_ref().map(|c| CheckpointView { name: &c.name, size: c.size }),
+            cancel_requested: job.cancel_requested.as_ref().map(CancelView::from),
+            outcome: job.outcome.as_ref().map(|outcome| match outcome {
+                job::Outcome::Completed(c) => Outcome::Result(Document::new(&c.result_json)),
+                job::Outcome::Failed(f) => {
+                    Outcome::Error { code: &f.code, message: &f.message, retryable: f.retryable }
+                }
+                job::Outcome::Cancelled(c) => Outcome::Cancelled { by: &c.by, reason: &c.reason },
+            }),
+            cursor: Cursor::new(job.last_seq, job.epoch.as_str()).to_string(),
+        }
+    }
+}
+
+/// A kind on offer, as `GET /api/kinds` lists it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct KindView<'a> {
+    kind: &'a str,
+    description: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_schema: Option<Document<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    example: Option<Document<'a>>,
+    live: bool,
+}
+
+impl<'a> From<&'a KindOffer> for KindView<'a> {
+    fn from(offer: &'a KindOffer) -> Self {
+        Self {
+            kind: &offer.kind,
+            description: &offer.description,
+            input_schema: Document::present(&offer.input_schema_json),
+            example: Document::present(&offer.example_json),
+            live: offer.live,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_carry_milliseconds_always() {
+        let at = |seconds, nanos| time(&Timestamp { seconds, nanos });
+        assert_eq!(at(0, 0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(at(1_700_000_000, 123_456_789), "2023-11-14T22:13:20.123Z");
+        assert_eq!(at(1_700_000_000, 5), "2023-11-14T22:13:20.000Z");
+    }
+
+    #[test]
+    fn e57_numbers_and_unknown_states_are_pinned() {
+        let print = |n| serde_json::to_string(&Number(n)).unwrap();
+        assert_eq!(print(25.0), "25");
+        assert_eq!(print(12.5), "12.5");
+        assert_eq!(print(f64::NAN), "null");
+        assert_eq!(print(f64::INFINITY), "null");
+        assert_eq!(state(3), "PROCESSING");
+        assert_eq!(state(99), "UNSPECIFIED");
+    }
+
+    #[test]
+    fn documents_pass_through_as_they_were_given() {
+        let job = Job {
+            job_id: "0190".into(),
+            input_json: r#"{"z":12345678901234567890,"a":1.50}"#.into(),
+            outcome: Some(job::Outcome::Completed(tidegate_proto::v1::Completed {
+                result_json: "nonsense".into(),
+            })),
+            ..Job::default()
+        };
+        let text = serde_json::to_string(&JobView::from(&job)).unwrap();
+        assert!(text.contains(r#""input":{"z":12345678901234567890,"a":1.50}"#), "{text}");
+        assert!(text.contains(r#""result":"nonsense""#), "{text}");
+    }
+}

@@ -1,0 +1,103 @@
+//! What the gateway counts: few names, bounded labels, handles kept where events pass.
+//!
+//! Each gateway has a recorder of its own, so that several in one process (tests, embedders) do not share figures.
+//! No job, user or address is ever a label.
+
+use std::fmt;
+
+use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+/// What became of a viewer's position when it attached.
+const OUTCOMES: [&str; 5] = ["fresh", "exact", "trimmed", "reset", "finished"];
+/// Why a stream ended; all but the first two are the reasons of goodbyes.
+const REASONS: [&str; 6] =
+    ["finished", "client-left", "draining", "too-many-streams", "engine-unavailable", "deleted"];
+
+/// The handles.
+pub(crate) struct Metrics {
+    handle: PrometheusHandle,
+    /// Open SSE streams.
+    pub(crate) active: Gauge,
+    /// Events handed to viewers.
+    pub(crate) events: Counter,
+    /// Bytes handed to viewers.
+    pub(crate) bytes: Counter,
+    /// Logs that are followed.
+    pub(crate) upstreams: Gauge,
+    /// Breaks of upstreams, each followed by another try.
+    pub(crate) breaks: Counter,
+    /// Pages read for viewers behind the ring.
+    pub(crate) history_reads: Counter,
+    opened: [Counter; OUTCOMES.len()],
+    closed: [Counter; REASONS.len()],
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            describe_gauge!("tidegate_gateway_streams", "Open SSE streams.");
+            describe_counter!("tidegate_gateway_events_total", "Events handed to viewers.");
+            describe_counter!("tidegate_gateway_bytes_total", "Bytes of events handed to viewers.");
+            describe_gauge!("tidegate_gateway_upstreams", "Logs that are followed at the engine.");
+            describe_counter!(
+                "tidegate_gateway_upstream_breaks_total",
+                "Upstreams that broke and were resumed."
+            );
+            describe_counter!(
+                "tidegate_gateway_history_reads_total",
+                "Pages read for viewers behind the ring."
+            );
+            describe_counter!(
+                "tidegate_gateway_streams_opened_total",
+                "Streams by what became of their cursor."
+            );
+            describe_counter!("tidegate_gateway_streams_closed_total", "Streams by why they ended.");
+            Self {
+                handle,
+                active: gauge!("tidegate_gateway_streams"),
+                events: counter!("tidegate_gateway_events_total"),
+                bytes: counter!("tidegate_gateway_bytes_total"),
+                upstreams: gauge!("tidegate_gateway_upstreams"),
+                breaks: counter!("tidegate_gateway_upstream_breaks_total"),
+                history_reads: counter!("tidegate_gateway_history_reads_total"),
+                opened: OUTCOMES.map(|o| counter!("tidegate_gateway_streams_opened_total", "outcome" => o)),
+                closed: REASONS.map(|r| counter!("tidegate_gateway_streams_closed_total", "reason" => r)),
+            }
+        })
+    }
+
+    /// Counts a stream by what became of its cursor.
+    pub(crate) fn opened(&self, outcome: &'static str) {
+        count(&OUTCOMES, &self.opened, outcome);
+    }
+
+    /// Counts a stream by why it ended.
+    pub(crate) fn closed(&self, reason: &'static str) {
+        count(&REASONS, &self.closed, reason);
+    }
+
+    /// The text that Prometheus scrapes.
+    pub(crate) fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// To be called every few seconds, scraped or not.
+    pub(crate) fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+fn count(labels: &[&str], counters: &[Counter], label: &str) {
+    if let Some((_, counter)) = labels.iter().zip(counters).find(|(known, _)| **known == label) {
+        counter.increment(1);
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}

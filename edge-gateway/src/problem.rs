@@ -1,0 +1,269 @@
+//! Every refusal, as an RFC 9457 problem document.
+//!
+//! One type for what can go wrong, one exhaustive map from gRPC statuses into it, and one from it to HTTP. Invariant:
+//! what cannot be known (engine away, store away) is never told as "not found".
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+use tidegate_proto::cursor::CursorError;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::sse::Goodbye;
+
+/// A field of a request that breaks a rule.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Field {
+    /// The field's path, such as `options.maxAttempts`.
+    field: String,
+    /// What the field must be.
+    description: String,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum Problem {
+    #[error("the body is not the JSON that was expected: {message} (line {line}, column {column})")]
+    MalformedJson { message: String, line: usize, column: usize },
+    #[error("{detail}")]
+    InvalidArgument { detail: String, fields: Vec<Field> },
+    #[error("{detail}")]
+    UnknownKind { detail: String, known: Vec<String> },
+    #[error("the body is larger than {limit} bytes")]
+    BodyTooLarge { limit: usize },
+    #[error("a page of another site may not call this address")]
+    CrossOrigin,
+    #[error("there is no such job, or it is not yours")]
+    JobNotFound,
+    #[error("a job id is a UUID such as 01900000-0000-7000-8000-000000000000")]
+    MalformedJobId,
+    #[error("{0}")]
+    MalformedCursor(#[from] CursorError),
+    #[error("{0}")]
+    Conflict(String),
+    #[error("this idempotency key was used with another request")]
+    IdempotencyConflict,
+    #[error("this address does not offer that method")]
+    MethodNotAllowed,
+    #[error("this address offers text/event-stream and application/json")]
+    NotAcceptable,
+    #[error("there is nothing at this address")]
+    NotFound,
+    #[error("as many streams are open as the gateway serves; try again later")]
+    TooManyStreams,
+    #[error("{0}")]
+    ResourceExhausted(String),
+    #[error("the job engine does not answer; try again later")]
+    EngineUnavailable,
+    #[error("this gateway is shutting down; try again")]
+    Draining,
+    #[error("something went wrong here; the log has the request id")]
+    Internal,
+}
+
+impl Problem {
+    /// A request that breaks a rule.
+    pub(crate) fn invalid(detail: &str) -> Self {
+        Self::InvalidArgument { detail: detail.to_owned(), fields: Vec::new() }
+    }
+
+    /// A field that breaks a rule.
+    pub(crate) fn field(field: &str, description: &str) -> Self {
+        let fields = vec![Field { field: field.to_owned(), description: description.to_owned() }];
+        Self::InvalidArgument { detail: format!("{field}: {description}"), fields }
+    }
+
+    /// The slug of the type, the status, and the title.
+    fn kind(&self) -> (&'static str, StatusCode, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::MalformedJson { .. } => ("malformed-json", S::BAD_REQUEST, "Malformed JSON"),
+            Self::InvalidArgument { .. } => ("invalid-argument", S::BAD_REQUEST, "Invalid argument"),
+            Self::UnknownKind { .. } => ("unknown-kind", S::BAD_REQUEST, "Unknown kind of job"),
+            Self::BodyTooLarge { .. } => ("body-too-large", S::PAYLOAD_TOO_LARGE, "Body too large"),
+            Self::CrossOrigin => ("cross-origin", S::FORBIDDEN, "Cross-origin request"),
+            Self::JobNotFound => ("job-not-found", S::NOT_FOUND, "Job not found"),
+            Self::MalformedJobId => ("malformed-job-id", S::BAD_REQUEST, "Malformed job id"),
+            Self::MalformedCursor(_) => ("malformed-cursor", S::BAD_REQUEST, "Malformed cursor"),
+            Self::Conflict(_) => ("conflict", S::CONFLICT, "The job's state forbids it"),
+            Self::IdempotencyConflict => ("idempotency-conflict", S::CONFLICT, "Idempotency key reused"),
+            Self::MethodNotAllowed => ("method-not-allowed", S::METHOD_NOT_ALLOWED, "Method not allowed"),
+            Self::NotAcceptable => ("not-acceptable", S::NOT_ACCEPTABLE, "Not acceptable"),
+            Self::NotFound => ("not-found", S::NOT_FOUND, "Not found"),
+            Self::TooManyStreams => ("too-many-streams", S::SERVICE_UNAVAILABLE, "Too many streams"),
+            Self::ResourceExhausted(_) => ("resource-exhausted", S::TOO_MANY_REQUESTS, "A limit is reached"),
+            Self::EngineUnavailable => ("engine-unavailable", S::SERVICE_UNAVAILABLE, "Engine unavailable"),
+            Self::Draining => ("draining", S::SERVICE_UNAVAILABLE, "Shutting down"),
+            Self::Internal => ("internal", S::INTERNAL_SERVER_ERROR, "Internal error"),
+        }
+    }
+
+    /// The goodbye that says the same in-band, if the refusal passes.
+    pub(crate) fn goodbye(&self) -> Option<Goodbye> {
+        match self {
+            Self::TooManyStreams | Self::ResourceExhausted(_) => Some(Goodbye::TooManyStreams),
+            Self::EngineUnavailable => Some(Goodbye::EngineUnavailable),
+            Self::Draining => Some(Goodbye::Draining),
+            _ => None,
+        }
+    }
+}
+
+impl From<Status> for Problem {
+    fn from(status: Status) -> Self {
+        let info = status.get_details_error_info();
+        let detail = || status.message().to_owned();
+        let invalid = || Self::InvalidArgument {
+            detail: detail(),
+            fields: status.get_details_bad_request().map_or_else(Vec::new, |bad| {
+                let field =
+                    |v: tonic_types::FieldViolation| Field { field: v.field, description: v.description };
+                bad.field_violations.into_iter().map(field).collect()
+            }),
+        };
+        if let Some(info) = info.filter(|info| info.domain == "tidegate") {
+            match info.reason.as_str() {
+                "UNKNOWN_KIND" => {
+                    let known = info.metadata.get("known").map_or("", String::as_str);
+                    let known = known.split(',').filter(|k| !k.is_empty()).map(str::to_owned).collect();
+                    return Self::UnknownKind { detail: detail(), known };
+                }
+                "INVALID_ARGUMENT" => return invalid(),
+                "JOB_NOT_FOUND" => return Self::JobNotFound,
+                "MALFORMED_JOB_ID" => return Self::MalformedJobId,
+                "MALFORMED_CURSOR" => return Self::MalformedCursor(CursorError::Malformed),
+                "STATE_FORBIDS" => return Self::Conflict(detail()),
+                "IDEMPOTENCY_CONFLICT" => return Self::IdempotencyConflict,
+                "STORE_UNAVAILABLE" => return Self::EngineUnavailable,
+                "RESOURCE_EXHAUSTED" => return Self::ResourceExhausted(detail()),
+                _ => {} // a newer engine: its code still says enough
+            }
+        }
+        match status.code() {
+            Code::NotFound | Code::PermissionDenied => Self::JobNotFound,
+            Code::InvalidArgument | Code::OutOfRange => invalid(),
+            Code::AlreadyExists => Self::IdempotencyConflict,
+            Code::FailedPrecondition => Self::Conflict(detail()),
+            Code::ResourceExhausted => Self::ResourceExhausted(detail()),
+            // Tonic reports a connection that broke under a call as Unknown or Cancelled.
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted => {
+                Self::EngineUnavailable
+            }
+            Code::Unknown if std::error::Error::source(&status).is_some() => Self::EngineUnavailable,
+            Code::Ok
+            | Code::Unknown
+            | Code::Internal
+            | Code::DataLoss
+            | Code::Unimplemented
+            | Code::Unauthenticated => {
+                tracing::error!(code = ?status.code(), message = status.message(), "the engine failed a call");
+                Self::Internal
+            }
+        }
+    }
+}
+
+/// The document on the wire.
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fields: Option<&'a [Field]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    known: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (slug, status, title) = self.kind();
+        let mut document = Document {
+            r#type: format!("/problems/{slug}"),
+            title,
+            status: status.as_u16(),
+            detail: self.to_string(),
+            fields: None,
+            known: None,
+            line: None,
+            column: None,
+        };
+        match &self {
+            Self::InvalidArgument { fields, .. } => document.fields = Some(fields),
+            Self::UnknownKind { known, .. } => document.known = Some(known),
+            Self::MalformedJson { line, column, .. } => {
+                (document.line, document.column) = (Some(*line), Some(*column));
+            }
+            _ => {}
+        }
+        let body = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.goodbye().is_some() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(rand::random_range(1..=5u16)));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn status_of(status: Status) -> (&'static str, u16) {
+        let (slug, status, _) = Problem::from(status).kind();
+        (slug, status.as_u16())
+    }
+
+    #[test]
+    fn e17_what_cannot_be_known_is_never_not_found() {
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Aborted] {
+            assert_eq!(status_of(Status::new(code, "")), ("engine-unavailable", 503));
+        }
+        let details = ErrorDetails::with_error_info("STORE_UNAVAILABLE", "tidegate", HashMap::new());
+        let status = Status::with_error_details(Code::NotFound, "cannot tell", details);
+        assert_eq!(status_of(status), ("engine-unavailable", 503));
+    }
+
+    #[test]
+    fn every_reason_of_the_engine_has_its_problem() {
+        for (reason, slug) in [
+            ("UNKNOWN_KIND", "unknown-kind"),
+            ("INVALID_ARGUMENT", "invalid-argument"),
+            ("JOB_NOT_FOUND", "job-not-found"),
+            ("MALFORMED_JOB_ID", "malformed-job-id"),
+            ("MALFORMED_CURSOR", "malformed-cursor"),
+            ("STATE_FORBIDS", "conflict"),
+            ("IDEMPOTENCY_CONFLICT", "idempotency-conflict"),
+            ("STORE_UNAVAILABLE", "engine-unavailable"),
+            ("RESOURCE_EXHAUSTED", "resource-exhausted"),
+        ] {
+            let details = ErrorDetails::with_error_info(reason, "tidegate", HashMap::new());
+            let status = Status::with_error_details(Code::Unknown, "x", details);
+            assert_eq!(status_of(status).0, slug, "{reason}");
+        }
+    }
+
+    #[test]
+    fn known_kinds_and_fields_are_passed_on() {
+        let known = HashMap::from([("known".to_owned(), "a,b".to_owned())]);
+        let details = ErrorDetails::with_error_info("UNKNOWN_KIND", "tidegate", known);
+        let problem = Problem::from(Status::with_error_details(Code::InvalidArgument, "no", details));
+        assert!(matches!(problem, Problem::UnknownKind { known, .. } if known == ["a", "b"]));
+        let details = ErrorDetails::with_bad_request_violation("kind", "is empty");
+        let problem = Problem::from(Status::with_error_details(Code::InvalidArgument, "no", details));
+        assert!(matches!(problem, Problem::InvalidArgument { fields, .. } if fields[0].field == "kind"));
+    }
+}

@@ -1,0 +1,174 @@
+//! `GET /api/progress/{jobId}`: negotiates, finds the position, and hands the connection to a viewer.
+
+use axum::{
+    body::Body,
+    extract::{Path, Query, State},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use serde::Deserialize;
+
+use crate::{
+    caller::Caller,
+    hub::{Attached, Position, jittered_retry},
+    jobs::{self, JobId},
+    problem::Problem,
+    routes::App,
+    sse,
+};
+
+/// The position on a first connect, when there is no header yet; other parameters are ignored.
+#[derive(Deserialize)]
+pub(crate) struct Resume {
+    #[serde(rename = "lastEventId", alias = "last_event_id")]
+    last_event_id: Option<String>,
+}
+
+/// The stream, the job as it is, or the headers alone.
+pub(crate) async fn follow(
+    State(app): State<App>,
+    caller: Caller,
+    method: Method,
+    Path(job_id): Path<String>,
+    query: Result<Query<Resume>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let job_id: JobId = job_id.parse()?;
+    let accept = Accept::of(&headers);
+    match accept {
+        Accept::Snapshot => return jobs::snapshot(&app, &caller, &job_id).await,
+        Accept::Nothing => return Err(Problem::NotAcceptable),
+        Accept::Stream | Accept::StreamAlone => {}
+    }
+    let malformed = |_| Problem::MalformedCursor(tidegate_proto::cursor::CursorError::Malformed);
+    let Query(Resume { last_event_id }) = query.map_err(malformed)?;
+    let position = position(&headers, last_event_id.as_deref())?;
+    if method == Method::HEAD {
+        // Headers only, and no subscription; whether the job exists they do tell.
+        jobs::get(&app, &caller, &job_id).await?;
+        return Ok(stream(Body::empty()));
+    }
+    match app.registry.attach(&caller, job_id.as_str(), &position).await {
+        Ok(Attached::Stream(viewer)) => Ok(stream(Body::new(viewer))),
+        Ok(Attached::Finished) => Ok(StatusCode::NO_CONTENT.into_response()),
+        Err(problem) => match problem.goodbye() {
+            // Any other status would stop an EventSource for ever, although the refusal passes.
+            Some(reason) if accept == Accept::StreamAlone => {
+                Ok(stream(Body::from(sse::goodbye(reason, jittered_retry()))))
+            }
+            _ => Err(problem),
+        },
+    }
+}
+
+/// A response that no cache keeps, no proxy buffers and no filter transforms.
+fn stream(body: Body) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    headers.insert(header::VARY, HeaderValue::from_static("accept, last-event-id"));
+    response
+}
+
+/// Where to begin: the header wins, because the query of an EventSource stays what it was on the first connect.
+fn position(headers: &HeaderMap, query: Option<&str>) -> Result<Position, Problem> {
+    use tidegate_proto::cursor::CursorError::Malformed;
+    let header = match headers.get("last-event-id") {
+        Some(value) => Some(value.to_str().map_err(|_| Problem::MalformedCursor(Malformed))?),
+        None => None,
+    };
+    match header.filter(|value| !value.is_empty()).or(query.filter(|value| !value.is_empty())) {
+        None | Some("earliest") => Ok(Position::Earliest),
+        Some("latest") => Ok(Position::Latest),
+        Some(cursor) => Ok(Position::After(cursor.parse()?)),
+    }
+}
+
+/// What a client can read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accept {
+    /// The stream and perhaps more: a fetch client, curl.
+    Stream,
+    /// `text/event-stream` and nothing else: an EventSource, which gives up on any status but 200.
+    StreamAlone,
+    /// JSON rather than a stream.
+    Snapshot,
+    /// Neither.
+    Nothing,
+}
+
+impl Accept {
+    fn of(headers: &HeaderMap) -> Self {
+        let ranges: Vec<(String, f32)> = headers
+            .get_all(header::ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|range| {
+                let mut parts = range.split(';').map(str::trim);
+                let kind = parts.next().filter(|kind| !kind.is_empty())?.to_ascii_lowercase();
+                let weight = parts.find_map(|p| p.strip_prefix("q=").or(p.strip_prefix("Q=")));
+                Some((kind, weight.map_or(1.0, |q| q.parse().unwrap_or(0.0))))
+            })
+            .collect();
+        let quality = |names: [&str; 3]| {
+            // The most specific range decides.
+            let of = |name: &str| ranges.iter().find(|(kind, _)| kind == name).map(|(_, q)| *q);
+            names.into_iter().find_map(of).unwrap_or(0.0)
+        };
+        if ranges.is_empty() {
+            return Self::Stream;
+        }
+        let stream = quality(["text/event-stream", "text/*", "*/*"]);
+        let json = quality(["application/json", "application/*", "*/*"]);
+        match ranges.as_slice() {
+            [(kind, _)] if kind == "text/event-stream" && stream > 0.0 => Self::StreamAlone,
+            _ if stream <= 0.0 && json <= 0.0 => Self::Nothing,
+            _ if stream >= json => Self::Stream,
+            _ => Self::Snapshot,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e15_accept_is_negotiated() {
+        for (accept, expected) in [
+            ("", Accept::Stream),
+            ("*/*", Accept::Stream),
+            ("text/event-stream", Accept::StreamAlone),
+            ("Text/Event-Stream", Accept::StreamAlone),
+            ("text/event-stream, application/json", Accept::Stream),
+            ("text/event-stream;q=0.5, application/json", Accept::Snapshot),
+            ("application/json", Accept::Snapshot),
+            ("application/json, */*;q=0.1", Accept::Snapshot),
+            ("text/*", Accept::Stream),
+            ("text/html", Accept::Nothing),
+            ("text/event-stream;q=0", Accept::Nothing),
+        ] {
+            let mut headers = HeaderMap::new();
+            if !accept.is_empty() {
+                headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+            }
+            assert_eq!(Accept::of(&headers), expected, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn e21_the_header_wins_over_the_query() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(position(&headers, None).unwrap(), Position::Earliest);
+        assert_eq!(position(&headers, Some("latest")).unwrap(), Position::Latest);
+        headers.insert("last-event-id", HeaderValue::from_static("3-e"));
+        let after = Position::After(tidegate_proto::cursor::Cursor::new(3, "e"));
+        assert_eq!(position(&headers, Some("9-e")).unwrap(), after);
+        assert_eq!(position(&headers, Some("nonsense")).unwrap(), after);
+        headers.insert("last-event-id", HeaderValue::from_static("$"));
+        assert!(matches!(position(&headers, Some("9-e")), Err(Problem::MalformedCursor(_))));
+    }
+}

@@ -1,0 +1,122 @@
+//! The whole public surface, and the layers around it.
+
+use std::time::Instant;
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{any, get, post},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use tower_http::catch_panic::CatchPanicLayer;
+use uuid::Uuid;
+
+use crate::{console, engine::Engine, hub::Registry, jobs, problem::Problem, progress};
+
+/// The largest request body, in bytes.
+pub(crate) const MAX_BODY_BYTES: usize = 512 * 1024;
+
+/// The name under which a request appears in the log and in its answer.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What handlers need; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct App {
+    pub(crate) engine: Engine,
+    pub(crate) registry: Registry,
+}
+
+/// The router.
+pub(crate) fn router(app: App) -> Router {
+    Router::new()
+        .route("/api/jobs", get(jobs::list).post(jobs::submit))
+        .route("/api/jobs/{jobId}", get(jobs::show).delete(jobs::delete))
+        .route("/api/jobs/{jobId}/cancel", post(jobs::cancel))
+        .route("/api/jobs/{jobId}/retry", post(jobs::retry))
+        .route("/api/progress/{jobId}", get(progress::follow))
+        .route("/api/kinds", get(jobs::kinds))
+        .merge(console::routes())
+        .fallback(any(async || Problem::NotFound))
+        .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(CatchPanicLayer::custom(|_| Problem::Internal.into_response()))
+        .layer(middleware::from_fn(observe))
+        .with_state(app)
+}
+
+/// Names, guards and logs each request. No time limit: streams pass here, too.
+async fn observe(mut request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let id = request.headers().get(REQUEST_ID).filter(|id| is_request_id(id)).cloned();
+    let id = id.or_else(|| HeaderValue::from_str(&Uuid::now_v7().to_string()).ok());
+    let id = id.unwrap_or_else(|| HeaderValue::from_static("-"));
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = if is_foreign(&method, request.headers()) {
+        Problem::CrossOrigin.into_response()
+    } else {
+        next.run(request).await
+    };
+    // Without the query: it may carry cursors, later tickets.
+    tracing::info!(
+        %method, path, status = response.status().as_u16(), id = id.to_str().unwrap_or("-"),
+        millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "request"
+    );
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'",
+        ),
+    );
+    response
+}
+
+/// Whether a request id from outside may go into our log.
+fn is_request_id(id: &HeaderValue) -> bool {
+    let safe = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    (1..=64).contains(&id.len()) && id.as_bytes().iter().all(safe)
+}
+
+/// Whether a page of another origin is making the browser change something here.
+///
+/// Browsers say so themselves; programs that are no browsers send neither header.
+fn is_foreign(method: &Method, headers: &HeaderMap) -> bool {
+    if method.is_safe() {
+        return false;
+    }
+    let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    match (text(HeaderName::from_static("sec-fetch-site")), text(header::ORIGIN)) {
+        (Some(site), _) => !matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) != text(header::HOST),
+        (None, None) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn foreign(method: &Method, headers: &[(&'static str, &'static str)]) -> bool {
+        let pair = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        is_foreign(method, &headers.iter().map(pair).collect())
+    }
+
+    #[test]
+    fn e44_pages_of_other_sites_cannot_steer_jobs() {
+        assert!(!foreign(&Method::POST, &[]));
+        assert!(!foreign(&Method::POST, &[("sec-fetch-site", "same-origin"), ("origin", "http://a")]));
+        assert!(foreign(&Method::POST, &[("sec-fetch-site", "cross-site")]));
+        assert!(foreign(&Method::DELETE, &[("origin", "http://evil"), ("host", "127.0.0.1:8080")]));
+        assert!(!foreign(&Method::POST, &[("origin", "http://127.0.0.1:8080"), ("host", "127.0.0.1:8080")]));
+        assert!(foreign(&Method::POST, &[("origin", "null"), ("host", "h")]));
+        assert!(!foreign(&Method::GET, &[("sec-fetch-site", "cross-site")]));
+    }
+}

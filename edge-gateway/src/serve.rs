@@ -1,0 +1,188 @@
+//! The accept loop and the settings of a connection.
+//!
+//! Its own loop because the limits matter: a cap on connections that is taken before `accept`, a deadline on request
+//! heads, small write buffers (a viewer's memory is mostly these), and TCP settings that free a dead reader's
+//! connection although hyper has no write timeout.
+
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::Router;
+use hyper::server::conn::{http1, http2};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::drain::Drain;
+
+/// Connections that the kernel keeps for us while we are busy; a wave of reconnects must not see refusals.
+const BACKLOG: i32 = 4096;
+/// How long a client may take to send a request head, or stay idle between two.
+const HEAD: Duration = Duration::from_secs(10);
+/// How long sent bytes may stay unacknowledged before the kernel gives the connection up.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// Bytes that the kernel takes for a viewer beyond what is on its way; bounds what a stalled one costs.
+const NOT_SENT: u32 = 64 * 1024;
+/// hyper's read and write buffers on HTTP/1, at most; also the longest request head.
+const HTTP1_BUFFER: usize = 16 * 1024;
+/// hyper's send buffer a stream on HTTP/2.
+const HTTP2_BUFFER: usize = 64 * 1024;
+/// The longest request head on HTTP/2, in bytes.
+const HTTP2_HEAD: u32 = 16 * 1024;
+/// Streams on one HTTP/2 connection: the tabs of a browser, and some.
+const HTTP2_STREAMS: u32 = 256;
+/// The beginning of every HTTP/2 connection.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Binds a listener.
+pub(crate) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Serves connections until the drain begins, and answers those that are still open then.
+pub(crate) async fn accept(listener: TcpListener, router: Router, cap: usize, drain: Drain) -> JoinSet<()> {
+    let permits = Arc::new(Semaphore::new(cap.min(Semaphore::MAX_PERMITS)));
+    let mut connections = JoinSet::new();
+    let mut pause = Duration::ZERO;
+    loop {
+        let next = async {
+            let permit = Arc::clone(&permits).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            next = next => next,
+            () = drain.wait() => return connections,
+        };
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            Ok((stream, _)) => {
+                pause = Duration::ZERO;
+                let (router, drain) = (router.clone(), drain.clone());
+                connections.spawn(async move {
+                    serve(stream, router, &drain).await;
+                    drop(permit);
+                });
+            }
+            // That connection failed, not the listener.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+                ) => {}
+            Err(error) => {
+                // Out of files, most likely: trying again at once would only burn CPU.
+                pause = (pause * 2).clamp(Duration::from_millis(10), Duration::from_secs(1));
+                tracing::warn!(%error, ?pause, "cannot accept connections");
+                sleep(pause).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve(stream: TcpStream, router: Router, drain: &Drain) {
+    if let Err(error) = tune(&stream) {
+        tracing::debug!(%error, "a connection could not be tuned");
+    }
+    let Ok(Ok(http2)) = timeout(HEAD, is_http2(&stream)).await else { return };
+    let (io, service) = (TokioIo::new(stream), TowerToHyperService::new(router));
+    let ended = if http2 {
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(UNACKNOWLEDGED)
+            .max_concurrent_streams(HTTP2_STREAMS)
+            .max_send_buf_size(HTTP2_BUFFER)
+            .max_header_list_size(HTTP2_HEAD)
+            .serve_connection(io, service);
+        let mut connection = Box::pin(connection);
+        drained(drain, connection.as_mut(), |c, cx| c.poll(cx), |c| c.graceful_shutdown()).await
+    } else {
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(HTTP1_BUFFER)
+            .serve_connection(io, service);
+        drained(drain, pin!(connection), |c, cx| c.poll(cx), |c| c.graceful_shutdown()).await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early"); // clients leave; that is no fault of ours
+    }
+}
+
+/// Drives a connection; once the drain begins, it finishes what is open and closes.
+///
+/// The wait for the drain is polled once and then only after the drain has begun: its lock is shared by all
+/// connections, and this runs with every frame.
+async fn drained<C, T>(
+    drain: &Drain,
+    mut connection: Pin<&mut C>,
+    mut poll: impl FnMut(Pin<&mut C>, &mut Context<'_>) -> Poll<T>,
+    mut shut: impl FnMut(Pin<&mut C>),
+) -> T {
+    let mut begun = pin!(drain.wait());
+    let (mut registered, mut told) = (false, false);
+    poll_fn(move |cx| {
+        if !told && (!registered || drain.begun()) {
+            registered = true;
+            if begun.as_mut().poll(cx).is_ready() {
+                told = true;
+                shut(connection.as_mut());
+            }
+        }
+        poll(connection.as_mut(), cx)
+    })
+    .await
+}
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED).with_interval(HEAD))?;
+    #[cfg(target_os = "linux")]
+    {
+        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+        socket.set_tcp_notsent_lowat(NOT_SENT)?;
+    }
+    Ok(())
+}
+
+/// Looks at the first bytes without taking them.
+async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut seen = [0; PREFACE.len()];
+    let began = Instant::now();
+    loop {
+        let len = stream.peek(&mut seen).await?;
+        if len == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if seen[..len] != PREFACE[..len] {
+            return Ok(false);
+        }
+        if len == PREFACE.len() {
+            return Ok(true);
+        }
+        // Part of the preface: the rest follows, but a peek would answer at once with the same bytes.
+        sleep(Duration::from_millis(5).max(began.elapsed() / 4)).await;
+    }
+}
