@@ -1,1 +1,46 @@
-//! The Rust worker library.
+//! The Rust worker library: runs jobs for a Tidegate engine.
+//!
+//! A [`JobHandler`] does one kind of work; a [`Worker`] offers handlers to the engines, runs what it is assigned,
+//! and carries reports to the engine so that no acknowledged one is lost and none is stored twice.
+//!
+//! - [`handler`]: what a kind of job implements, and how it fails;
+//! - [`context`]: what a running job can say and ask;
+//! - `session`: the protocol of `worker_service.proto` as a pure state machine;
+//! - [`worker`]: the one task that owns the session, the connection and the running jobs;
+//! - [`kinds`]: the built-in kinds `csv-import`, `demo`, and commands through `exec`;
+//! - [`config`]: flags, environment and the TOML file of the `tidegate-worker` binary.
+//!
+//! The library keeps no state on disk: after a crash the engine gives the job to another worker, with the last
+//! acknowledged checkpoint.
+
+pub mod config;
+pub mod context;
+pub mod handler;
+pub mod kinds;
+mod session;
+pub mod worker;
+
+pub use context::{JobContext, Progress, ReportError, StopReason};
+pub use handler::{JobError, JobHandler, JobResult, Offer};
+pub use tidegate_proto::v1::LogLevel;
+pub use worker::{BuildError, Status, Worker};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Runs the worker that `settings` describe, with the built-in kinds, until `shutdown` is cancelled.
+///
+/// `status` follows the worker: wait for [`Status::Connected`] to know that an engine has welcomed it. Engines that
+/// are away are no error, the worker tries again.
+///
+/// # Errors
+/// [`config::ConfigError`] when the settings make no worker; it lists everything that is wrong.
+pub async fn run(
+    settings: config::Settings,
+    status: watch::Sender<Status>,
+    shutdown: CancellationToken,
+) -> Result<(), config::ConfigError> {
+    let worker = settings.into_worker(status)?;
+    worker.run(shutdown).await;
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! The settings of the `tidegate-worker` binary: flags with environment twins, and one TOML file for lists.
+//!
+//! Everything that is wrong is reported at once, with the exit code 64.
+
+use std::{
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Parser;
+use serde::Deserialize;
+use tokio::sync::watch;
+
+use crate::{
+    Status, Worker,
+    kinds::{self, KindSettings, exec::ExecConfig},
+};
+
+/// The exit code for settings that make no worker (`EX_USAGE`).
+pub const EXIT_CONFIG: u8 = 64;
+
+/// A Tidegate worker: takes jobs from an engine and runs them.
+///
+/// It offers the kinds `demo` (a simulated job) and `csv-import` (loads a CSV file into SQLite), and one more for
+/// every command that the configuration file declares:
+///
+///     [[exec]]
+///     kind = "build"
+///     command = ["make", "-j2", "{target}"]   # {target} is a field of the job's input; no shell is involved
+///     cwd = "/srv/project"
+///     timeout_seconds = 600
+///     retry_exit_codes = [75]
+#[derive(Clone, Debug, Parser)]
+#[command(name = "tidegate-worker", version, verbatim_doc_comment)]
+pub struct Args {
+    /// An engine to work for; may be repeated, engines are tried in turn.
+    #[arg(
+        long = "engine",
+        value_name = "URI",
+        env = "TIDEGATE_ENGINE",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:50051"
+    )]
+    pub engines: Vec<String>,
+    /// A name for the engine's logs; the host's name by default.
+    #[arg(long, env = "TIDEGATE_NAME")]
+    pub name: Option<String>,
+    /// How many jobs run at once.
+    #[arg(long, env = "TIDEGATE_CAPACITY", default_value = "4")]
+    pub capacity: NonZeroU32,
+    /// A directory below which csv-import may read; may be repeated. Without one it reads nothing.
+    #[arg(long = "import-dir", value_name = "DIR", env = "TIDEGATE_IMPORT_DIR", value_delimiter = ',')]
+    pub import_dirs: Vec<PathBuf>,
+    /// Where csv-import keeps its databases; made when needed.
+    #[arg(long, value_name = "DIR", env = "TIDEGATE_DATA_DIR", default_value = "./tidegate-data")]
+    pub data_dir: PathBuf,
+    /// A TOML file that declares commands, as shown above.
+    #[arg(long = "config", value_name = "FILE", env = "TIDEGATE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// How many seconds running jobs may go on after SIGTERM, before they are given back to the engine.
+    #[arg(long, value_name = "SECONDS", env = "TIDEGATE_GRACE_SECONDS", default_value = "5")]
+    pub grace_seconds: u32,
+}
+
+/// What the configuration file may hold.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    exec: Vec<ExecConfig>,
+}
+
+/// Everything that a worker with the built-in kinds needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The engines' addresses, such as `http://127.0.0.1:50051`; tried in turn.
+    pub engines: Vec<String>,
+    /// The worker's name in the engine's logs.
+    pub name: String,
+    /// How many jobs run at once.
+    pub capacity: NonZeroU32,
+    /// How long running jobs may go on after a shutdown began.
+    pub grace: Duration,
+    /// The settings of the kinds.
+    pub kinds: KindSettings,
+}
+
+/// Everything that is wrong with the settings.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+impl Args {
+    /// The settings, with the configuration file read.
+    ///
+    /// # Errors
+    /// When the file cannot be read or understood.
+    pub fn settings(self) -> Result<Settings, ConfigError> {
+        let exec = match &self.config {
+            Some(path) => read_exec(path).map_err(|error| ConfigError(vec![error]))?,
+            None => Vec::new(),
+        };
+        Ok(Settings {
+            engines: self.engines,
+            name: self.name.or_else(host_name).unwrap_or_else(|| "worker".to_owned()),
+            capacity: self.capacity,
+            grace: Duration::from_secs(self.grace_seconds.into()),
+            kinds: KindSettings { import_dirs: self.import_dirs, data_dir: self.data_dir, exec },
+        })
+    }
+}
+
+impl Settings {
+    /// The worker that these settings describe.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn into_worker(self, status: watch::Sender<Status>) -> Result<Worker, ConfigError> {
+        let mut errors = Vec::new();
+        let handlers = kinds::builtin(&self.kinds).unwrap_or_else(|found| {
+            errors.extend(found);
+            Vec::new()
+        });
+        let without_handlers = !errors.is_empty();
+        let builder =
+            Worker::builder(self.engines).name(self.name).capacity(self.capacity.get()).grace(self.grace);
+        match builder.handlers(handlers).status(status).build() {
+            Ok(worker) => return Ok(worker),
+            // When the kinds are wrong, that none is left is a consequence and no news.
+            Err(found) => errors.extend(
+                found
+                    .into_iter()
+                    .filter(|error| !without_handlers || *error != crate::BuildError::NoHandler)
+                    .map(|error| error.to_string()),
+            ),
+        }
+        Err(ConfigError(errors))
+    }
+}
+
+fn read_exec(path: &Path) -> Result<Vec<ExecConfig>, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let file: File = toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(file.exec)
+}
+
+/// The name that the system gives this machine; nothing depends on it.
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_errors_are_listed_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("worker.toml");
+        std::fs::write(
+            &config,
+            "[[exec]]\nkind = 'Bad'\ncommand = ['x']\n[[exec]]\nkind = 'k'\ncommand = []\n",
+        )
+        .unwrap();
+        let missing = dir.path().join("missing");
+        let args = Args::try_parse_from([
+            "tidegate-worker",
+            "--engine",
+            "nonsense",
+            "--import-dir",
+            missing.to_str().unwrap(),
+            "--config",
+            config.to_str().unwrap(),
+        ]);
+        let error =
+            args.unwrap().settings().unwrap().into_worker(watch::Sender::new(Status::Connecting)).err();
+        assert_eq!(error.map(|e| e.0.len()), Some(4));
+    }
+
+    #[test]
+    fn unknown_keys_of_the_file_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("worker.toml");
+        std::fs::write(&config, "[[exec]]\nkind = 'k'\ncommand = ['x']\nshell = true\n").unwrap();
+        let args = Args::try_parse_from(["tidegate-worker", "--config", config.to_str().unwrap()]).unwrap();
+        assert!(args.settings().unwrap_err().to_string().contains("shell"));
+    }
+}

@@ -1,0 +1,190 @@
+//! A worker: what it offers, to whom, and its life from the first connection to the last report.
+//!
+//! [`Worker`] is the description; [`Worker::run`] hands it to one owner task (`owner`), which alone holds the session,
+//! the connection (`link`) and the running jobs. Jobs run in tasks of their own and speak to the owner through a
+//! bounded channel.
+
+mod backoff;
+mod link;
+mod owner;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tidegate_proto::{limits, v1};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
+
+use crate::JobHandler;
+
+/// Where a worker stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// No engine has welcomed the worker, or the connection broke; jobs keep running.
+    Connecting,
+    /// An engine has welcomed the worker and may assign jobs.
+    Connected,
+    /// The worker was told to shut down, or the engine to drain: it takes no new jobs.
+    Draining,
+    /// The worker has ended.
+    Stopped,
+}
+
+/// Why a description makes no worker.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// An engine's address is no URI of the form `http://host:port`.
+    #[error("{0:?} is no engine address; it looks like http://127.0.0.1:50051")]
+    Engine(String),
+    /// There is no engine.
+    #[error("a worker needs at least one engine")]
+    NoEngine,
+    /// There is no handler.
+    #[error("a worker needs at least one kind of job")]
+    NoHandler,
+    /// A kind's name is malformed.
+    #[error("{0:?} cannot name a kind: lower-case letters, digits, '.', '_' and '-', at most 64")]
+    Kind(String),
+    /// Two handlers offer the same kind.
+    #[error("the kind {0:?} is offered twice")]
+    KindTwice(String),
+}
+
+/// A worker, ready to run.
+pub struct Worker {
+    plan: Plan,
+    status: watch::Sender<Status>,
+}
+
+/// Describes a worker; see [`Worker::builder`].
+pub struct WorkerBuilder {
+    engines: Vec<String>,
+    name: String,
+    capacity: u32,
+    grace: Duration,
+    handlers: Vec<Arc<dyn JobHandler>>,
+    status: watch::Sender<Status>,
+}
+
+/// What the owner task needs to know.
+pub(crate) struct Plan {
+    engines: Vec<Endpoint>,
+    name: String,
+    capacity: u32,
+    grace: Duration,
+    kinds: Vec<v1::WorkerKind>,
+    handlers: HashMap<String, Arc<dyn JobHandler>>,
+}
+
+impl Worker {
+    /// Begins the description of a worker for `engines`, addresses such as `http://127.0.0.1:50051`, tried in turn.
+    pub fn builder<I: IntoIterator<Item: Into<String>>>(engines: I) -> WorkerBuilder {
+        WorkerBuilder {
+            engines: engines.into_iter().map(Into::into).collect(),
+            name: "worker".to_owned(),
+            capacity: 4,
+            grace: Duration::from_secs(5),
+            handlers: Vec::new(),
+            status: watch::Sender::new(Status::Connecting),
+        }
+    }
+
+    /// Follows the worker's status.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Works until `shutdown` is cancelled and the jobs at hand are finished or given back.
+    ///
+    /// Running jobs may go on for the grace time; then they are told to stop, and given back to the engine. An engine
+    /// that cannot be reached is tried again for ever.
+    pub async fn run(self, shutdown: CancellationToken) {
+        owner::Owner::new(self.plan, self.status).run(shutdown).await;
+    }
+}
+
+impl WorkerBuilder {
+    /// The worker's name in the engine's logs; need not be unique. `worker` by default.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = limits::cut(name.into(), limits::MAX_TEXT_BYTES);
+        self
+    }
+
+    /// How many jobs run at once, at least 1; 4 by default.
+    #[must_use]
+    pub fn capacity(mut self, jobs: u32) -> Self {
+        self.capacity = jobs.max(1);
+        self
+    }
+
+    /// How long running jobs may go on after a shutdown began; 5 s by default.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Offers one more kind.
+    #[must_use]
+    pub fn handler(self, handler: impl JobHandler) -> Self {
+        self.handlers([Arc::new(handler) as Arc<dyn JobHandler>])
+    }
+
+    /// Offers more kinds.
+    #[must_use]
+    pub fn handlers(mut self, handlers: impl IntoIterator<Item = Arc<dyn JobHandler>>) -> Self {
+        self.handlers.extend(handlers);
+        self
+    }
+
+    /// Reports the status to `status` instead of a channel of the worker's own.
+    #[must_use]
+    pub fn status(mut self, status: watch::Sender<Status>) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// Checks the description.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn build(self) -> Result<Worker, Vec<BuildError>> {
+        let mut errors = Vec::new();
+        if self.engines.is_empty() {
+            errors.push(BuildError::NoEngine);
+        }
+        let mut engines = Vec::new();
+        for uri in self.engines {
+            match link::endpoint(&uri) {
+                Some(endpoint) => engines.push(endpoint),
+                None => errors.push(BuildError::Engine(uri)),
+            }
+        }
+        if self.handlers.is_empty() {
+            errors.push(BuildError::NoHandler);
+        }
+        let mut kinds = Vec::new();
+        let mut handlers = HashMap::new();
+        for handler in self.handlers {
+            let offer = handler.offer();
+            if !limits::is_name(&offer.kind) {
+                errors.push(BuildError::Kind(offer.kind));
+            } else if handlers.insert(offer.kind.clone(), handler).is_some() {
+                errors.push(BuildError::KindTwice(offer.kind));
+            } else {
+                kinds.push(v1::WorkerKind {
+                    kind: offer.kind,
+                    description: offer.description,
+                    input_schema_json: offer.input_schema.to_string(),
+                    example_json: offer.example.to_string(),
+                });
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let Self { name, capacity, grace, status, .. } = self;
+        Ok(Worker { plan: Plan { engines, name, capacity, grace, kinds, handlers }, status })
+    }
+}
