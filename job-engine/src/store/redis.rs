@@ -56,6 +56,7 @@ pub struct RedisStore {
     connection: Connection,
     commit: Script,
     delete: Script,
+    read: Script,
     claim: Script,
     renew: Script,
     keys: Keys,
@@ -111,6 +112,7 @@ impl RedisStore {
             _clock: AbortOnDropHandle::new(tokio::spawn(follow_clock(connection.clone(), skew_ms.clone()))),
             commit: Script::new(include_str!("redis/commit.lua")),
             delete: Script::new(concat!("#!lua flags=allow-oom\n", include_str!("redis/commit.lua"))),
+            read: Script::new(include_str!("redis/read.lua")),
             claim: Script::new(include_str!("redis/claim.lua")),
             renew: Script::new(include_str!("redis/renew.lua")),
             connection,
@@ -163,12 +165,9 @@ impl RedisStore {
         after: u64,
         count: usize,
     ) -> Result<(Option<(Head, u64)>, Vec<Entry>), StoreError> {
-        let mut pipe = ::redis::pipe();
-        pipe.atomic();
-        pipe.cmd("HMGET").arg(self.keys.state(stream)).arg("q").arg("e").arg("f");
-        pipe.cmd("XRANGE").arg(self.keys.log(stream)).arg(format!("{}-0", after.saturating_add(1))).arg("+");
-        pipe.arg("COUNT").arg(count);
-        let reply = self.connection.pipeline(&pipe).await?;
+        let keys = [self.keys.state(stream), self.keys.log(stream)];
+        let args = [format!("{}-0", after.saturating_add(1)).into(), count.to_string().into()];
+        let (reply, _) = self.connection.run(&self.read, &keys, &args).await?;
         type Raw = ((Option<u64>, Option<String>, Option<u64>), Vec<(String, Vec<(String, Vec<u8>)>)>);
         let ((seq, epoch, first), raw): Raw = parse(reply)?;
         let head = match (seq, epoch, first) {

@@ -1,0 +1,216 @@
+//! Commits a second: one event of 120 bytes, a state of 600 bytes and one index change each, by many callers at once.
+//!
+//! Redis stands beside bare `XADD`s of the same event on the same server, through the same client library, so that
+//! the ratio says what the store costs: once sent in explicit pipelines of as many as there are callers, once by as
+//! many callers who each wait for their answer. Run with
+//! `cargo bench -p job-engine --bench commit -- [seconds per figure] [callers]`.
+#![allow(missing_docs)]
+
+#[path = "../tests/conformance/redis_server.rs"]
+mod redis_server;
+
+use std::{
+    future::Future,
+    io::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use job_engine::store::{
+    Commit, CommitOutcome, Expect, IndexChange, Store,
+    embedded::{Durability, EmbeddedStore},
+    redis::{RedisOptions, RedisStore},
+};
+use redis_server::RedisServer;
+
+const EVENT: usize = 120;
+const STATE: usize = 600;
+/// Events kept; each commit behind that trims one.
+const KEPT: u64 = 1000;
+
+/// What one figure came from.
+struct Figure {
+    name: &'static str,
+    callers: usize,
+    per_second: f64,
+    p50: Duration,
+    p99: Duration,
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    let mut numbers = std::env::args().skip(1).filter_map(|a| a.parse::<u64>().ok());
+    let time = Duration::from_secs(numbers.next().unwrap_or(4));
+    let callers = usize::try_from(numbers.next().unwrap_or(256)).expect("a number of callers");
+
+    let server = RedisServer::start();
+    let client = redis::Client::open(server.url()).expect("a URL");
+    let connection = client.get_multiplexed_async_connection().await.expect("redis-server answers");
+    let piped = measure("bare XADD, pipelines", callers, 4, time, |i, m| {
+        bare_pipelines(connection.clone(), i, callers, m)
+    });
+    let piped = piped.await;
+    let bare =
+        measure("bare XADD", callers, callers, time, |i, m| bare_calls(connection.clone(), i, m)).await;
+    let store = RedisStore::connect(&RedisOptions::new(server.url())).await.expect("redis-server answers");
+    let redis = commits("redis commit", Arc::new(store), callers, time).await;
+    drop(server);
+    let ratios = [redis.per_second / piped.per_second, redis.per_second / bare.per_second];
+    let mut table = vec![piped, bare, redis];
+
+    for (name, durability, callers) in [
+        ("embedded, unsynced", Durability::Buffer, callers),
+        ("embedded, synced", Durability::Sync, callers),
+        ("embedded, synced", Durability::Sync, 1),
+    ] {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let store = EmbeddedStore::open(dir.path(), durability).expect("the directory can be opened");
+        table.push(commits(name, Arc::new(store), callers, time).await);
+    }
+
+    println!("\n{:<22} {:>8} {:>12} {:>10} {:>10}", "", "callers", "per second", "p50 ms", "p99 ms");
+    for Figure { name, callers, per_second, p50, p99 } in &table {
+        let (p50, p99) = (p50.as_secs_f64() * 1e3, p99.as_secs_f64() * 1e3);
+        println!("{name:<22} {callers:>8} {per_second:>12.0} {p50:>10.2} {p99:>10.2}");
+    }
+    println!(
+        "\nredis commit / bare XADD in pipelines = {:.2}, one by one = {:.2} (target 0.3)",
+        ratios[0], ratios[1]
+    );
+    println!("embedded, unsynced = {:.0}/s (target 50000)", table[3].per_second);
+}
+
+/// Tells the callers when to stop, and which calls to count.
+#[derive(Default)]
+struct Meter {
+    counting: AtomicBool,
+    stopped: AtomicBool,
+}
+
+/// How long each counted call took.
+struct Calls {
+    meter: Arc<Meter>,
+    took: Vec<Duration>,
+}
+
+impl Calls {
+    fn go_on(&self) -> bool {
+        !self.meter.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Notes a call that began at `begun` and did `n` things.
+    fn note(&mut self, begun: Instant, n: usize) {
+        if self.meter.counting.load(Ordering::Relaxed) {
+            self.took.extend(std::iter::repeat_n(begun.elapsed(), n));
+        }
+    }
+}
+
+/// Runs `tasks` callers for `time`, after a second to warm up. `callers` is for the table.
+async fn measure<F>(
+    name: &'static str,
+    callers: usize,
+    tasks: usize,
+    time: Duration,
+    caller: impl Fn(usize, Calls) -> F,
+) -> Figure
+where
+    F: Future<Output = Calls> + Send + 'static,
+{
+    print!("{name}, {callers} callers, {time:?} ... ");
+    let _ = std::io::stdout().flush();
+    let meter = Arc::new(Meter::default());
+    let calls = || Calls { meter: meter.clone(), took: Vec::new() };
+    let tasks: tokio::task::JoinSet<Calls> = (0..tasks).map(|i| caller(i, calls())).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    meter.counting.store(true, Ordering::Relaxed);
+    let begun = Instant::now();
+    tokio::time::sleep(time).await;
+    meter.counting.store(false, Ordering::Relaxed);
+    let elapsed = begun.elapsed();
+    meter.stopped.store(true, Ordering::Relaxed);
+    let mut took: Vec<Duration> = tasks.join_all().await.into_iter().flat_map(|c| c.took).collect();
+    took.sort_unstable();
+    assert!(!took.is_empty(), "no call ended in time");
+    let per_second = took.len() as f64 / elapsed.as_secs_f64();
+    println!("{per_second:.0}/s");
+    Figure { name, callers, per_second, p50: took[took.len() / 2], p99: took[took.len() * 99 / 100] }
+}
+
+fn xadd(caller: usize) -> redis::Cmd {
+    let mut cmd = redis::cmd("XADD");
+    cmd.arg(format!("bare{caller}")).arg("MAXLEN").arg("~").arg(KEPT).arg("*").arg("d").arg(&[b'x'; EVENT]);
+    cmd
+}
+
+async fn bare_calls(
+    mut connection: redis::aio::MultiplexedConnection,
+    caller: usize,
+    mut calls: Calls,
+) -> Calls {
+    let cmd = xadd(caller);
+    while calls.go_on() {
+        let begun = Instant::now();
+        cmd.exec_async(&mut connection).await.expect("XADD");
+        calls.note(begun, 1);
+    }
+    calls
+}
+
+async fn bare_pipelines(
+    mut connection: redis::aio::MultiplexedConnection,
+    caller: usize,
+    length: usize,
+    mut calls: Calls,
+) -> Calls {
+    let mut pipe = redis::pipe();
+    for i in 0..length {
+        pipe.add_command(xadd(caller * length + i)).ignore();
+    }
+    while calls.go_on() {
+        let begun = Instant::now();
+        pipe.exec_async(&mut connection).await.expect("XADD");
+        calls.note(begun, length);
+    }
+    calls
+}
+
+async fn commits(name: &'static str, store: Arc<dyn Store>, callers: usize, time: Duration) -> Figure {
+    measure(name, callers, callers, time, |caller, calls| commit_loop(store.clone(), caller, calls)).await
+}
+
+async fn commit_loop(store: Arc<dyn Store>, caller: usize, mut calls: Calls) -> Calls {
+    let stream = format!("0190a0b0-0000-7000-8000-{caller:012}");
+    let (state, event) = (Bytes::from(vec![b's'; STATE]), Bytes::from(vec![b'x'; EVENT]));
+    let mut expect = Expect::Absent { epoch: "q7x2ma".into() };
+    let mut seq = 0;
+    while calls.go_on() {
+        let begun = Instant::now();
+        let put = IndexChange::Put {
+            index: "leases".into(),
+            member: stream.clone(),
+            after: Duration::from_secs(30),
+        };
+        let commit = Commit {
+            stream: stream.clone(),
+            expect,
+            state: state.clone(),
+            events: vec![event.clone()],
+            first_seq: u64::saturating_sub(seq + 2, KEPT),
+            index: vec![put],
+        };
+        match store.commit(commit).await {
+            Ok(CommitOutcome::Committed(head)) => {
+                seq = head.seq;
+                expect = Expect::At(head);
+            }
+            other => panic!("{other:?}"),
+        }
+        calls.note(begun, 1);
+    }
+    calls
+}
