@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tidegate_proto::v1::{Caller, Job, ListJobsRequest, ListJobsResponse, SubmitJobRequest};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     error::EngineError,
@@ -42,6 +42,8 @@ pub struct Engine {
     pub kinds: Kinds,
     /// Set when the engine goes down.
     pub draining: CancellationToken,
+    /// What runs on behalf of a stream: sessions, owners, readers. Waited for when the engine goes down.
+    pub tasks: TaskTracker,
 }
 
 impl Engine {

@@ -87,7 +87,7 @@ impl Owner {
             held: Vec::new(),
             progress_at: Instant::now(),
         };
-        tokio::spawn(owner.run(reports));
+        owner.engine.tasks.clone().spawn(owner.run(reports));
         mailbox
     }
 
@@ -175,10 +175,11 @@ impl Owner {
                 Err(error) => self.wait_for_store(&error).await?,
             }
         };
+        let by_report = answers.iter().any(Result::is_ok);
         for (report, answer) in reports.iter().zip(answers) {
             self.say(Message::Ack(ack(report, answer))).await;
         }
-        self.judge().await
+        self.judge(by_report).await
     }
 
     /// Reads the job again, because somebody else may have changed it.
@@ -189,7 +190,7 @@ impl Owner {
                     self.record =
                         JobRecord::decode_snapshot(&now).map_err(|_| End::Lost("the job is damaged"))?;
                     self.head = now.head;
-                    self.judge().await
+                    self.judge(false).await
                 }
                 Some(_) => Ok(()),
                 None => Err(End::Lost("the job is gone")),
@@ -201,19 +202,13 @@ impl Owner {
         }
     }
 
-    /// Draws the consequences of the job's state for its worker.
-    async fn judge(&mut self) -> Result<(), End> {
+    /// Draws the consequences of the job's state for its worker; `by_report`: its own reports led to that state.
+    async fn judge(&mut self, by_report: bool) -> Result<(), End> {
         let lease = self.record.lease.as_ref().filter(|l| l.token == self.token);
         match lease {
             Some(lease) if !lease.ended => {}
-            // The worker's own last report ended it, or the sweeper did: only the latter must be told.
-            Some(_) => {
-                return Err(if self.record.state().is_terminal() {
-                    End::Done
-                } else {
-                    End::Lost("the lease ended")
-                });
-            }
+            Some(_) if by_report => return Err(End::Done),
+            Some(_) => return Err(End::Lost("the lease ended")),
             None => return Err(End::Lost("another attempt took over")),
         }
         if let Some(request) = self.record.job.cancel_requested.clone().filter(|_| !self.told_cancel) {

@@ -10,7 +10,7 @@ use tidegate_proto::{
 };
 use tokio::net::TcpListener;
 use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 
 use crate::{
@@ -54,6 +54,7 @@ pub async fn bind(config: &Config) -> anyhow::Result<Bound> {
         registry: Registry::default(),
         kinds: Kinds::default(),
         draining: CancellationToken::new(),
+        tasks: TaskTracker::new(),
     });
     Ok(Bound { grpc, admin, engine })
 }
@@ -95,7 +96,6 @@ impl Bound {
             tokio::spawn(dispatch::sweep(engine.clone())),
             tokio::spawn(admin(self.admin, engine.clone())),
         ];
-        let _loops = loops.map(AbortOnDropHandle::new);
 
         let (health_reporter, health) = tonic_health::server::health_reporter();
         health_reporter.set_serving::<JobServiceServer<Services>>().await;
@@ -140,6 +140,13 @@ impl Bound {
             served = server => served?,
             () = too_late => tracing::warn!("streams are still open; stopping without them"),
         }
+        for task in loops {
+            task.abort();
+            // Aborted, or ended before: either way it holds the log no longer.
+            let _ = task.await;
+        }
+        engine.tasks.close();
+        let _ = tokio::time::timeout(STOP_WITHIN, engine.tasks.wait()).await;
         Ok(())
     }
 }

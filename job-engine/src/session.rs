@@ -96,7 +96,7 @@ where
     let membership = engine.registry.join(name, kinds, hello.capacity as usize, to_session);
     let mut session = Session { engine, membership, outbox, jobs: HashMap::new(), renewed: Instant::now() };
     let welcome = session.welcome(hello.leases).await?;
-    tokio::spawn(async move {
+    session.engine.tasks.clone().spawn(async move {
         // The Welcome goes first, whatever the dispatcher has already sent here.
         if answers.send(Ok(say(Message::Welcome(welcome)))).await.is_err() {
             return;

@@ -80,7 +80,7 @@ pub async fn open(
     let (record, head) = engine.get(request.caller.as_ref(), &request.job_id).await?;
     let start = start(cursor.as_ref(), u64::from(request.tail), record.job.first_seq, head.seq, &head.epoch);
     let (out, stream) = mpsc::channel(64);
-    tokio::spawn(async move {
+    engine.tasks.clone().spawn(async move {
         let draining = engine.draining.clone();
         let mut reader = Reader {
             engine,

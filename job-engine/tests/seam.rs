@@ -38,7 +38,10 @@ use tidegate_proto::{
     v1::{Completed, JobOptions, Log, WatchJobRequest, report::Body, watch_job_response::Message},
 };
 use tokio::sync::{Mutex, broadcast};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 /// A job that somebody else writes to.
 struct Writer {
@@ -57,7 +60,10 @@ impl Writer {
             tenant: "default".into(),
             owner: "me".into(),
             input_json: "{}".into(),
-            options: JobOptions { retention: Some(prost_types::Duration { seconds: 3600, nanos: 0 }), ..JobOptions::default() },
+            options: JobOptions {
+                retention: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+                ..JobOptions::default()
+            },
         };
         let mut writer = Self { record: JobRecord::default(), head: Head { seq: 0, epoch }, reports: 0 };
         writer.commit(store, Draft::submit(new, rules, store.now_ms())).await;
@@ -149,7 +155,12 @@ impl Store for Meddler {
     fn renew(&self, index: &str, members: Vec<String>, after: Duration) -> Answer<'_, Vec<bool>> {
         self.inner.renew(index, members, after)
     }
-    fn list(&self, index: &str, before: Option<(u64, String)>, limit: usize) -> Answer<'_, Vec<(u64, String)>> {
+    fn list(
+        &self,
+        index: &str,
+        before: Option<(u64, String)>,
+        limit: usize,
+    ) -> Answer<'_, Vec<(u64, String)>> {
         self.inner.list(index, before, limit)
     }
     fn now_ms(&self) -> u64 {
@@ -201,6 +212,7 @@ async fn attach(store: Arc<dyn Store>, case: &Case) -> Result<(), TestCaseError>
         registry: Registry::default(),
         kinds: Kinds::default(),
         draining: CancellationToken::new(),
+        tasks: TaskTracker::new(),
     });
     let bells = engine.followers.clone().distribute(engine.store.hints(), |_| {});
     let _bells = AbortOnDropHandle::new(tokio::spawn(bells));
@@ -226,10 +238,18 @@ async fn attach(store: Arc<dyn Store>, case: &Case) -> Result<(), TestCaseError>
 }
 
 fn run(cases_wanted: u32, store: impl Fn() -> Arc<dyn Store>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let _inside = runtime.enter();
     let store = store();
-    let mut runner = TestRunner::new(ProptestConfig { cases: cases_wanted, failure_persistence: None, ..ProptestConfig::default() });
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: cases_wanted,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
     let result = runner.run(&cases(), |case| runtime.block_on(attach(store.clone(), &case)));
     result.unwrap_or_else(|failure| panic!("{failure}"));
 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use prost::Message as _;
 use proptest::prelude::*;
-use tidegate_proto::v1::{event, report::Body, Checkpoint, Completed, Custom, Progress, Released, Stopped};
+use prost::Message as _;
+use tidegate_proto::v1::{Checkpoint, Completed, Custom, Progress, Released, Stopped, event, report::Body};
 
 use super::*;
 
@@ -114,7 +114,9 @@ impl World {
             }
             Command::Cancel => draft.cancel("me", "enough").map(|()| None),
             Command::CancelDue => draft.cancel_due().map(|()| None),
-            Command::LeaseExpired { stale } => draft.lease_expired(attempt - u32::from(*stale && attempt > 0)).map(|()| None),
+            Command::LeaseExpired { stale } => {
+                draft.lease_expired(attempt - u32::from(*stale && attempt > 0)).map(|()| None)
+            }
             Command::Unassign => draft.unassign(&token).map(|()| None),
             Command::Due => draft.due().map(|()| None),
             Command::Retry => draft.retry("me").map(|()| None),
@@ -207,7 +209,8 @@ fn j4_a_repeated_report_is_stored_once_under_the_same_seq() {
     let mut world = processing();
     let line = Body::Log(Log { text: "once".into(), ..Log::default() });
     let first = world.apply(&report(line.clone())).expect("stored");
-    let again = world.apply(&Command::Report { stale_token: false, repeat: true, body: line }).expect("recognised");
+    let again =
+        world.apply(&Command::Report { stale_token: false, repeat: true, body: line }).expect("recognised");
     assert_eq!(first, again);
     assert_eq!(world.log.len(), 3);
 }
@@ -219,7 +222,9 @@ fn j9_a_job_that_kills_its_workers_fails_with_its_reason() {
     assert_eq!(world.record.state(), JobState::Queued);
     world.apply(&Command::Assign).expect("assigned");
     world.apply(&Command::LeaseExpired { stale: false }).expect("given up");
-    let Some(event::Kind::Failed(failed)) = &world.log[world.log.len() - 1].kind else { panic!("not failed") };
+    let Some(event::Kind::Failed(failed)) = &world.log[world.log.len() - 1].kind else {
+        panic!("not failed")
+    };
     assert_eq!(failed.code, "stalled");
 }
 
@@ -260,7 +265,8 @@ fn j37_what_is_too_large_or_no_json_is_rejected_without_a_trace() {
 #[test]
 fn retryable_failures_back_off_and_then_end() {
     let backoff = Some(prost_types::Duration { seconds: 2, nanos: 0 });
-    let mut world = World::new(JobOptions { max_attempts: 3, backoff, max_backoff: backoff, ..JobOptions::default() });
+    let mut world =
+        World::new(JobOptions { max_attempts: 3, backoff, max_backoff: backoff, ..JobOptions::default() });
     for attempt in 1..=3 {
         world.apply(&Command::Assign).expect("assigned");
         world.apply(&report(Body::Fail(Failed { retryable: true, ..Failed::default() }))).expect("failed");

@@ -1,0 +1,112 @@
+//! A worker by hand: every message is sent and awaited explicitly.
+
+use std::time::Duration;
+
+use tidegate_proto::v1::{
+    Assignment, HeldLease, Hello, Ping, Report, ReportAck, ReportResult, Welcome, WorkRequest, WorkResponse,
+    WorkerKind, report::Body, work_request, work_response::Message,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Status, Streaming};
+
+use crate::Running;
+
+/// One stream of a worker.
+pub(crate) struct Worker {
+    requests: mpsc::Sender<WorkRequest>,
+    responses: Streaming<WorkResponse>,
+    pub(crate) welcome: Welcome,
+    pings: AbortOnDropHandle<()>,
+}
+
+pub(crate) fn hello(kinds: &[&str]) -> Hello {
+    let kinds = kinds.iter().map(|k| WorkerKind { kind: (*k).into(), ..WorkerKind::default() }).collect();
+    Hello { name: "by-hand".into(), kinds, capacity: 2, ..Hello::default() }
+}
+
+pub(crate) fn held(assignment: &Assignment) -> HeldLease {
+    HeldLease { job_id: assignment.job_id.clone(), lease_token: assignment.lease_token.clone() }
+}
+
+impl Worker {
+    pub(crate) async fn connect(engine: &Running, kinds: &[&str]) -> Self {
+        Self::say_hello(engine, hello(kinds)).await.expect("welcome")
+    }
+
+    pub(crate) async fn say_hello(engine: &Running, hello: Hello) -> Result<Self, Status> {
+        let (requests, stream) = mpsc::channel(64);
+        let first = WorkRequest { message: Some(work_request::Message::Hello(hello)) };
+        requests.send(first).await.expect("room");
+        let mut responses = engine.workers().await.work(ReceiverStream::new(stream)).await?.into_inner();
+        match responses.message().await?.and_then(|r| r.message) {
+            Some(Message::Welcome(welcome)) => {
+                let pings = AbortOnDropHandle::new(tokio::spawn(ping(requests.clone())));
+                Ok(Self { requests, responses, welcome, pings })
+            }
+            other => panic!("not a welcome: {other:?}"),
+        }
+    }
+
+    /// The next message that is no pong.
+    pub(crate) async fn next(&mut self) -> Result<Message, Status> {
+        loop {
+            let message = tokio::time::timeout(Duration::from_secs(20), self.responses.message());
+            match message.await.expect("a message in time")?.and_then(|r| r.message) {
+                Some(Message::Pong(_)) => {}
+                Some(message) => return Ok(message),
+                None => return Err(Status::unavailable("the stream ended")),
+            }
+        }
+    }
+
+    pub(crate) async fn assignment(&mut self) -> Assignment {
+        match self.next().await.expect("a message") {
+            Message::Assignment(assignment) => assignment,
+            other => panic!("not an assignment: {other:?}"),
+        }
+    }
+
+    /// Gives no sign of life by itself from now on.
+    pub(crate) fn fall_silent(&self) {
+        self.pings.abort();
+    }
+
+    pub(crate) async fn send(&self, lease: &Assignment, number: u64, body: Body) {
+        let report = Report {
+            job_id: lease.job_id.clone(),
+            lease_token: lease.lease_token.clone(),
+            number,
+            body: Some(body),
+        };
+        let request = WorkRequest { message: Some(work_request::Message::Report(report)) };
+        self.requests.send(request).await.expect("the stream is open");
+    }
+
+    /// Sends a report and waits for its answer, whatever comes in between.
+    pub(crate) async fn report(&mut self, lease: &Assignment, number: u64, body: Body) -> ReportAck {
+        self.send(lease, number, body).await;
+        loop {
+            if let Message::Ack(ack) = self.next().await.expect("a message")
+                && ack.number == number
+                && ack.job_id == lease.job_id
+            {
+                return ack;
+            }
+        }
+    }
+
+    pub(crate) async fn ok(&mut self, lease: &Assignment, number: u64, body: Body) -> u64 {
+        let ack = self.report(lease, number, body).await;
+        assert_eq!(ack.result(), ReportResult::Ok, "{ack:?}");
+        ack.seq
+    }
+}
+
+async fn ping(requests: mpsc::Sender<WorkRequest>) {
+    let ping = WorkRequest { message: Some(work_request::Message::Ping(Ping {})) };
+    while requests.send(ping.clone()).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
