@@ -18,6 +18,8 @@ const MAX_POINTS = 500;
 const MAX_JSON_SHOWN = 8_000;
 const POLL_MS = 4_000;
 const OPEN_KEY = 'tidegate.open';
+/** The events that move the job itself; beside them are `log`, `gap` and custom names. */
+const JOB_EVENTS = new Set(['state', 'progress', 'checkpoint', 'complete', 'failed', 'cancelled']);
 const STATUS_WORDS = { SCHEDULED: 'Scheduled', QUEUED: 'Queued', PROCESSING: 'Running', COMPLETED: 'Completed', FAILED: 'Failed', CANCELLED: 'Cancelled' };
 
 // --- small tools -------------------------------------------------------------------------------
@@ -202,7 +204,9 @@ class Card {
   // The model.
   job;
   known = false;
+  /** The last event shown, and the last one that a snapshot already told of. */
   seq = 0;
+  head = 0;
   lines = [];
   dropped = 0;
   customs = new Map();
@@ -288,64 +292,56 @@ class Card {
 
   // --- model
 
-  /** Takes over a snapshot; what the log has already told is newer or the same. */
+  /** Takes over a snapshot, unless the log has already told more. */
   adopt(job) {
     const head = Number.parseInt(job.cursor, 10) || 0;
-    if (head >= this.seq || !this.known) {
-      this.job = { ...this.job, ...job };
-      if (job.progress) this.etaAt = Date.now();
+    if (head >= this.seq) {
+      this.head = head;
+      this.job = { ...job };
+      this.etaAt = Date.now();
       this.outcome = isTerminal(job.status) ? { result: job.result, error: job.error, cancelled: job.cancelled } : null;
-      if (!job.cancelRequested) this.job.cancelRequested = undefined;
-    } else {
-      // The static part only.
-      const { kind, input, createdAt, startedAt, finishedAt } = job;
-      Object.assign(this.job, { kind, input, createdAt, startedAt, finishedAt });
     }
-    if (!isTerminal(job.status)) this.#wasRunning = true;
+    this.#wasRunning ||= !isTerminal(job.status);
     this.known = true;
     this.#draw();
   }
 
   apply({ name, data, seq, cursor }) {
-    const value = data !== null && typeof data === 'object' ? data : {};
     this.#count(name, seq);
     this.#cursor = cursor;
+    const value = data !== null && typeof data === 'object' ? data : {};
+    if (name === 'log') this.#addLine({ seq, ...data });
+    else if (name === 'gap') this.#gap(value, seq);
+    else if (!JOB_EVENTS.has(name)) this.#addCustom(name, data);
+    else if (seq > this.head) this.#advance(name, value); // A replay does not take the job back behind its snapshot.
+    this.#draw();
+  }
+
+  #advance(name, value) {
+    const { job } = this;
     switch (name) {
       case 'state':
-        this.job.status = value.status ?? this.job.status;
-        this.job.attempt = value.attempt ?? this.job.attempt;
-        this.job.runAt = value.runAt;
-        this.job.cancelRequested = value.cancelRequested;
-        if (value.status === 'PROCESSING') this.job.startedAt ??= value.at;
+        Object.assign(job, { status: value.status, attempt: value.attempt, runAt: value.runAt, cancelRequested: value.cancelRequested });
+        if (value.status === 'PROCESSING') job.startedAt ??= value.at;
         this.outcome = null;
         break;
       case 'progress':
-        this.job.progress = { ...value, percent: value.progress };
+        job.progress = { ...value, percent: value.progress };
         this.etaAt = Date.now();
         break;
-      case 'log':
-        this.#addLine({ seq, ...data });
-        return;
       case 'checkpoint':
-        this.job.checkpoint = value;
+        job.checkpoint = value;
         break;
       case 'complete':
+        job.progress = { ...job.progress, percent: 100 };
         this.#end('COMPLETED', { result: value.result });
-        this.job.progress = { ...this.job.progress, percent: 100, etaSeconds: undefined };
         break;
       case 'failed':
         this.#end('FAILED', { error: value });
         break;
-      case 'cancelled':
-        this.#end('CANCELLED', { cancelled: value });
-        break;
-      case 'gap':
-        this.#gap(value, seq);
-        break;
       default:
-        this.#addCustom(name, data);
+        this.#end('CANCELLED', { cancelled: value });
     }
-    this.#draw();
   }
 
   /** Kept on the element for whoever wants to check that no event is missing: events = seq - first + 1. */
@@ -372,6 +368,8 @@ class Card {
       this.customs.clear();
       this.ui.lines.replaceChildren();
       this.#fresh = [];
+      this.head = 0;
+      this.seq = 0;
       delete this.root.dataset.first;
       delete this.root.dataset.events;
     }
@@ -410,6 +408,7 @@ class Card {
     const ui = {};
     this.ui = ui;
     const title = `job-${this.jobId}`;
+    const label = `${title} ${title}-id`;
     const button = (key, text, action, more = {}) => {
       ui[key] = make('button', { type: 'button', 'data-testid': key, onclick: action, ...more }, text);
       return ui[key];
@@ -418,20 +417,20 @@ class Card {
       ui[key] = make(tag, attributes, ...children);
       return ui[key];
     };
-    this.root = make('article', { class: 'card', tabindex: '-1', 'aria-labelledby': title, 'data-testid': 'job-card', 'data-job-id': this.jobId },
+    this.root = make('article', { class: 'card', tabindex: '-1', 'aria-labelledby': label, 'data-testid': 'job-card', 'data-job-id': this.jobId },
       make('header', { class: 'card-head' },
         part('kind', 'h3', { id: title, 'data-testid': 'kind-name' }),
         part('badge', 'span', { class: 'badge', 'data-testid': 'status' }),
         make('span', { class: 'facts' },
           part('attempt', 'span', { 'data-testid': 'attempt' }),
           part('elapsed', 'span', { 'data-testid': 'elapsed' }),
-          make('span', { class: 'mono', title: this.jobId }, shortId(this.jobId)))),
+          make('span', { class: 'mono', id: `${title}-id`, title: this.jobId }, shortId(this.jobId)))),
       part('wire', 'p', { class: 'wire', 'data-testid': 'connection', hidden: true }),
       make('div', { class: 'reading' },
         part('percent', 'span', { class: 'percent', 'data-testid': 'percent' }),
         part('step', 'span', { class: 'step', 'data-testid': 'step' }),
         part('eta', 'span', { class: 'eta', 'data-testid': 'eta' })),
-      part('gauge', 'div', { class: 'gauge', role: 'progressbar', 'aria-labelledby': title, 'aria-valuemin': '0', 'aria-valuemax': '100', 'data-testid': 'progressbar' },
+      part('gauge', 'div', { class: 'gauge', role: 'progressbar', 'aria-labelledby': label, 'aria-valuemin': '0', 'aria-valuemax': '100', 'data-testid': 'progressbar' },
         make('div', { class: 'water' }), part('ticks', 'div', { class: 'ticks' })),
       part('measures', 'p', { class: 'measures', 'data-testid': 'measures' }),
       part('message', 'p', { class: 'message', 'data-testid': 'message' }),
@@ -448,7 +447,7 @@ class Card {
         make('summary', {}, 'Input and facts'),
         part('facts', 'dl', {}),
         part('input', 'pre', { tabindex: '0', 'data-testid': 'given-input' })),
-      make('div', { class: 'actions' },
+      make('div', { class: 'actions', role: 'group', 'aria-labelledby': label },
         button('cancel', 'Cancel', () => this.#act(() => cancelJob(this.jobId, { reason: 'cancelled in the console' }))),
         button('retry', 'Retry', () => this.#retry()),
         button('delete', 'Delete', () => this.#delete(), { class: 'danger', onblur: () => this.#disarm() }),
@@ -498,7 +497,7 @@ class Card {
     const eta = job.status === 'PROCESSING' ? job.progress?.etaSeconds : undefined;
     const left = eta - (Date.now() - this.etaAt) / 1000;
     let text = '';
-    if (Number.isFinite(left)) text = left >= 1 ? `about ${formatSpan(left)} left` : 'moments left';
+    if (Number.isFinite(left) && this.wire.state !== 'offline') text = left >= 1 ? `about ${formatSpan(left)} left` : 'moments left';
     else if (job.status === 'SCHEDULED' && job.runAt) text = `starts in ${formatSpan((Date.parse(job.runAt) - Date.now()) / 1000)}`;
     setText(ui.eta, text);
     if (this.wire.state === 'offline') this.#renderWire();
@@ -532,8 +531,8 @@ class Card {
     ui.gauge.style.setProperty('--percent', percent ?? 0);
     ui.gauge.style.setProperty('--steps', p.steps ?? 1);
     ui.ticks.hidden = !(p.steps > 1 && p.steps <= 60);
-    const step = p.step ? `${p.step}/${p.steps ?? '?'}` : '';
-    ui.step.replaceChildren(...(step ? [make('span', { class: 'k' }, step)] : []), p.stepName ?? '');
+    const step = p.step ? `Step ${p.step}${p.steps ? ` of ${p.steps}` : ''}` : '';
+    ui.step.replaceChildren(...(step && p.stepName ? [make('span', { class: 'k' }, `${p.step}/${p.steps ?? '?'}`), p.stepName] : [step]));
     const measures = [];
     if (Number.isFinite(p.done)) measures.push(Number.isFinite(p.total) ? `${formatAmount(p.done, p.unit)} of ${formatMeasure(p.total, p.unit)}` : formatMeasure(p.done, p.unit));
     if (Number.isFinite(p.rate) && !ended) measures.push(`${formatMeasure(p.rate, p.unit)}/s`);
@@ -542,7 +541,7 @@ class Card {
     setText(ui.message, ended ? '' : (p.message ?? ''));
     if (percent === null) ui.gauge.removeAttribute('aria-valuenow');
     else ui.gauge.setAttribute('aria-valuenow', digits);
-    const spoken = [percent === null ? STATUS_WORDS[job.status] : `${digits}%`, step && `step ${step.replace('/', ' of ')} ${p.stepName ?? ''}`].filter(Boolean);
+    const spoken = [percent === null ? STATUS_WORDS[job.status] : `${digits}%`, [step, p.stepName].filter(Boolean).join(': ')].filter(Boolean);
     ui.gauge.setAttribute('aria-valuetext', spoken.join(', '));
   }
 
@@ -869,6 +868,7 @@ const launcher = {
       const job = await link.watch(submitJob(kind, input, { idempotencyKey: this.pending.key }));
       this.pending = { key: '', body: '' };
       openJob(job.jobId, job);
+      cards.get(job.jobId).root.scrollIntoView({ block: 'nearest' });
       announce(`${kind} ${shortId(job.jobId)} started`);
       recent.refresh();
     } catch (problem) {
