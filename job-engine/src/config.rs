@@ -87,6 +87,21 @@ impl From<DurabilityLevel> for Durability {
 }
 
 impl Config {
+    /// Everything that is wrong, in words that say what to do.
+    pub fn check(&self, insecure: bool) -> Result<(), Vec<String>> {
+        let open = |(flag, addr): (&str, SocketAddr)| {
+            (!addr.ip().is_loopback() && !insecure).then(|| {
+                format!(
+                    "{flag} {addr} can be reached by others, and there is no authentication: bind to 127.0.0.1, \
+                     or add --insecure if everybody may see and steer every job"
+                )
+            })
+        };
+        let addresses = [("--grpc-listen", self.grpc_listen), ("--admin-listen", self.admin_listen)];
+        let errors: Vec<String> = addresses.into_iter().filter_map(open).collect();
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
     /// The state machine's rules.
     pub fn rules(&self) -> Rules {
         let mut rules = Rules {

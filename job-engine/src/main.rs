@@ -1,15 +1,22 @@
 //! The `job-engine` binary.
 
-use std::process::ExitCode;
+use std::{
+    io::{IsTerminal as _, stderr},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use job_engine::{config::Config, server};
-use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// The exit code for bad configuration (`EX_USAGE`).
+const EXIT_CONFIG: u8 = 64;
 
 /// Keeps the state of jobs in an event log, hands them to workers, and streams their progress by gRPC.
 #[derive(Parser)]
 #[command(
     version,
+    max_term_width = 110,
     after_help = "\
 Examples:
   job-engine                                        # embedded log in ./tidegate-data
@@ -19,17 +26,24 @@ Examples:
 struct Cli {
     #[command(flatten)]
     config: Config,
+    /// Serve addresses that are not loopback although nobody has to authenticate.
+    #[arg(long, env = "TIDEGATE_INSECURE")]
+    insecure: bool,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,fjall=warn,lsm_tree=warn".into());
     tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
-        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr)
         .init();
+    if let Err(errors) = cli.config.check(cli.insecure) {
+        eprintln!("the configuration has errors:\n  {}", errors.join("\n  "));
+        return ExitCode::from(EXIT_CONFIG);
+    }
     match run(&cli.config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -40,17 +54,8 @@ async fn main() -> ExitCode {
 }
 
 async fn run(config: &Config) -> anyhow::Result<()> {
+    let stop = server::stop_on_signal()?;
     let bound = server::bind(config).await?;
     tracing::info!(grpc = %bound.grpc_addr()?, "listening");
-    let stop = CancellationToken::new();
-    let on_signal = stop.clone();
-    tokio::spawn(async move {
-        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            () = async { match &mut term { Some(term) => { term.recv().await; } None => std::future::pending().await } } => {}
-        }
-        on_signal.cancel();
-    });
     bound.serve(stop).await
 }

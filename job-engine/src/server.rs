@@ -8,7 +8,10 @@ use tidegate_proto::{
     limits::MAX_MESSAGE_BYTES,
     v1::{job_service_server::JobServiceServer, worker_service_server::WorkerServiceServer},
 };
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
@@ -57,6 +60,18 @@ pub async fn bind(config: &Config) -> anyhow::Result<Bound> {
         tasks: TaskTracker::new(),
     });
     Ok(Bound { grpc, admin, engine })
+}
+
+/// A token that SIGTERM or SIGINT cancels.
+pub fn stop_on_signal() -> std::io::Result<CancellationToken> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = CancellationToken::new();
+    let on_signal = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
+        on_signal.cancel();
+    });
+    Ok(stop)
 }
 
 async fn open_log(config: &LogConfig) -> anyhow::Result<Arc<dyn Store>> {
