@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use tidegate_proto::v1::{
-    self, ReportResult, report::Body, work_request::Message as Request, work_response::Message,
+    self, ReportResult,
+    report::Body,
+    work_request::Message as Request,
+    work_response::Message,
     worker_service_server::{WorkerService, WorkerServiceServer},
 };
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
@@ -54,7 +57,8 @@ impl Engine {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (opened, streams) = mpsc::channel(16);
-        let server = tonic::transport::Server::builder().add_service(WorkerServiceServer::new(Service(opened)));
+        let server =
+            tonic::transport::Server::builder().add_service(WorkerServiceServer::new(Service(opened)));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         Self { address, streams }
     }

@@ -11,7 +11,9 @@ use std::{
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tidegate_proto::v1::{self, ReportResult, report::Body, work_response::Message};
-use tidegate_worker::{JobContext, JobError, JobHandler, JobResult, LogLevel, Progress, ReportError, Status, StopReason};
+use tidegate_worker::{
+    JobContext, JobError, JobHandler, JobResult, LogLevel, Progress, ReportError, Status, StopReason,
+};
 use tokio::sync::Notify;
 
 use crate::{
@@ -44,7 +46,10 @@ fn quick() -> Arc<dyn JobHandler> {
 }
 
 fn fast_ping() -> v1::Welcome {
-    v1::Welcome { ping_interval: prost_types::Duration::try_from(Duration::from_millis(200)).ok(), ..welcome() }
+    v1::Welcome {
+        ping_interval: prost_types::Duration::try_from(Duration::from_millis(200)).ok(),
+        ..welcome()
+    }
 }
 
 #[tokio::test]
@@ -75,7 +80,9 @@ async fn a_job_reports_in_order_and_completes() {
     }
     assert_eq!(logs(&bodies), [(LogLevel::Warn, "here", "hello")]);
     assert!(matches!(&bodies[1], Body::Progress(p) if p.percent == Some(100.0) && p.rate.is_none()));
-    assert!(matches!(&bodies[2], Body::Checkpoint(c) if c.name == "half" && c.data == "bytes" && c.size == 5));
+    assert!(
+        matches!(&bodies[2], Body::Checkpoint(c) if c.name == "half" && c.data == "bytes" && c.size == 5)
+    );
     assert!(matches!(&bodies[3], Body::Custom(c) if c.json == "[1]"));
     assert_eq!(result(&bodies[4]), json!({"input": {"a": 1}, "attempt": 1, "owner": "alice"}));
     assert_eq!(*worker.status.borrow(), Status::Connected);
@@ -251,7 +258,8 @@ async fn j2_a_lease_that_is_lost_meanwhile_drops_the_job() {
     stream.report().await;
     proxy.cut();
     let mut stream = engine.accept().await;
-    let lost = v1::LeaseLost { job_id: "deaf".into(), lease_token: "1-deaf".into(), reason: "expired".into() };
+    let lost =
+        v1::LeaseLost { job_id: "deaf".into(), lease_token: "1-deaf".into(), reason: "expired".into() };
     stream.say(Message::Welcome(v1::Welcome { lost: vec![lost], ..welcome() })).await;
     eventually("the job's future is dropped", || dropped.load(SeqCst)).await;
     let (_, end) = stream.play(&job("next", "quick", &json!({}))).await;
@@ -340,10 +348,14 @@ async fn j37_what_is_too_large_is_refused_before_it_is_sent() {
         })],
     );
     let mut stream = engine.accept().await;
-    let small = v1::Welcome { max_checkpoint_bytes: 64, max_custom_bytes: 64, max_result_bytes: 64, ..welcome() };
+    let small =
+        v1::Welcome { max_checkpoint_bytes: 64, max_custom_bytes: 64, max_result_bytes: 64, ..welcome() };
     stream.say(Message::Welcome(small)).await;
     let (before, end) = stream.play(&job("j", "k", &json!({}))).await;
-    assert!(matches!(&before[..], [Body::Log(log), Body::Checkpoint(_)] if log.text.len() <= 16 * 1024), "{end:?}");
+    assert!(
+        matches!(&before[..], [Body::Log(log), Body::Checkpoint(_)] if log.text.len() <= 16 * 1024),
+        "{end:?}"
+    );
     assert_eq!(code(&end), "result_too_large");
 }
 
@@ -368,10 +380,13 @@ async fn a_rejected_checkpoint_is_the_callers_error() {
 #[tokio::test]
 async fn a_panic_fails_the_job_and_nothing_else() {
     let mut engine = Engine::start().await;
-    let _worker = start(&[engine.uri()], vec![closure("bad", |_| async { panic!("oh {}", "dear") }), quick()]);
+    let _worker =
+        start(&[engine.uri()], vec![closure("bad", |_| async { panic!("oh {}", "dear") }), quick()]);
     let mut stream = engine.welcome().await;
     let (_, end) = stream.play(&job("j", "bad", &json!({}))).await;
-    assert!(matches!(&end, Body::Fail(f) if f.code == "panic" && f.message.contains("oh dear") && !f.retryable));
+    assert!(
+        matches!(&end, Body::Fail(f) if f.code == "panic" && f.message.contains("oh dear") && !f.retryable)
+    );
     let (_, end) = stream.play(&job("next", "quick", &json!({}))).await;
     assert_eq!(result(&end), json!("done"));
 }
@@ -478,11 +493,13 @@ async fn the_demo_shows_every_event_and_resumes_from_its_checkpoint() {
         bodies.iter().filter_map(|b| if let Body::Progress(p) = b { Some(p) } else { None }).collect();
     assert_eq!((progress[0].percent, progress[0].message.as_str()), (Some(25.0), "Step 1/4 complete"));
     assert_eq!(bodies.iter().filter(|b| matches!(b, Body::Custom(c) if c.name == "chart")).count(), 2);
-    let last = bodies.iter().rev().find_map(|b| if let Body::Checkpoint(c) = b { Some(c.clone()) } else { None });
+    let last =
+        bodies.iter().rev().find_map(|b| if let Body::Checkpoint(c) = b { Some(c.clone()) } else { None });
     assert_eq!(last.as_ref().unwrap().name, "step 4");
     // An attempt that finds step 3 done has one step left.
     let checkpoint = Some(v1::Checkpoint { name: "step 3".into(), data: "3".into(), size: 1 });
-    let (bodies, _) = stream.play(&v1::Assignment { checkpoint, attempt: 2, ..job("k", "demo", &input) }).await;
+    let (bodies, _) =
+        stream.play(&v1::Assignment { checkpoint, attempt: 2, ..job("k", "demo", &input) }).await;
     assert_eq!(bodies.iter().filter(|b| matches!(b, Body::Checkpoint(_))).count(), 1);
     let failing = json!({"steps": 4, "seconds": 0, "failAt": 2, "retryable": true});
     let (_, end) = stream.play(&job("l", "demo", &failing)).await;
