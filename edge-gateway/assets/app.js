@@ -93,6 +93,9 @@ function randomKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
+/** Wakes the loop that asks for kinds and recent jobs. */
+let pollNow = () => {};
+
 // --- the connection lamp -----------------------------------------------------------------------
 
 const link = {
@@ -357,7 +360,9 @@ class Card {
   #end(status, outcome) {
     this.job.status = status;
     this.outcome = outcome;
-    if (this.#wasRunning) announce(`${this.job.kind} ${shortId(this.jobId)}: ${STATUS_WORDS[status]}`);
+    if (!this.#wasRunning) return;
+    announce(`${this.job.kind} ${shortId(this.jobId)}: ${STATUS_WORDS[status]}`);
+    pollNow();
   }
 
   #gap({ from, to, reason, snapshot }, seq) {
@@ -929,8 +934,6 @@ function faultsOf(input, schema) {
 }
 
 // --- start -------------------------------------------------------------------------------------
-
-let pollNow = () => {};
 
 async function pollForever() {
   for (;;) {

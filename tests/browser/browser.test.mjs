@@ -19,7 +19,8 @@ function withConsole(name, options, body) {
     const stack = await startStack(options.stack);
     const { page, finish } = await openPage(browser, options);
     try {
-      await page.goto(stack.base);
+      const answer = await page.goto(stack.base);
+      assert.match(answer.headers()['content-security-policy'], /^default-src 'self'/, 'the policy that the page must live with');
       await page.getByTestId('start').and(page.locator(':enabled')).waitFor();
       await body({ stack, page });
       await finish();
@@ -139,6 +140,30 @@ for (const signal of ['SIGKILL', 'SIGTERM']) {
     await showsTheWholeLog(stack, card);
   });
 }
+
+withConsole('an engine that is killed and comes back leaves no hole', { tolerated: [/Failed to load resource/] }, async ({ stack, page }) => {
+  const card = cardOf(page, await start(page, { steps: 60, seconds: 12 }));
+  await comesTo(card, 20);
+  await stack.engine.stop('SIGKILL');
+  await until('the page says that the engine is away', async () => (await page.getByTestId('global-status').getAttribute('data-state')) === 'offline');
+  await stack.engine.start();
+  await ends(card, 'COMPLETED');
+  await showsTheWholeLog(stack, card);
+  await until('the page says so too', async () => (await page.getByTestId('global-status').getAttribute('data-state')) === 'live');
+});
+
+withConsole('e36_a_flood_of_lines_is_bounded_and_followed', {}, async ({ page }) => {
+  const card = cardOf(page, await start(page, { steps: 2500, seconds: 0, customEvery: 0 }));
+  await ends(card, 'COMPLETED');
+  assert.equal(await card.locator('.line').count(), 2000);
+  assert.match(await card.getByTestId('log-count').textContent(), /last 2,000 of 2,500 lines/);
+  const log = card.getByTestId('log');
+  const atEnd = () => log.evaluate((box) => box.scrollHeight - box.scrollTop - box.clientHeight < 2);
+  await until('the last line is in sight', atEnd);
+  await log.evaluate((box) => box.scrollTo(0, 0));
+  await card.getByTestId('to-end').click();
+  await until('the last line is in sight again', atEnd);
+});
 
 withConsole('a running job is cancelled and stays cancelled', {}, async ({ stack, page }) => {
   const card = cardOf(page, await start(page, { steps: 100, seconds: 100 }));
