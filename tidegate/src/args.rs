@@ -1,6 +1,6 @@
 //! The command line: flags, their environment twins, and the help that teaches them.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, builder::styling};
 
@@ -44,30 +44,30 @@ const STYLES: styling::Styles = styling::Styles::styled()
     .header(styling::AnsiColor::Green.on_default().bold())
     .literal(styling::AnsiColor::Cyan.on_default());
 
-/// The flags of the all-in-one process.
+/// The flags of the all-in-one process. Addresses are texts here, so that every error can be listed at once.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Serving")]
 pub struct Serve {
     /// Where browsers connect: HTTP API, event streams and console
     #[arg(long, env = "TIDEGATE_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDR")]
-    pub listen: SocketAddr,
+    pub listen: String,
     /// Where workers and services connect by gRPC
     #[arg(long, env = "TIDEGATE_GRPC_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDR")]
-    pub grpc_listen: SocketAddr,
+    pub grpc_listen: String,
     /// The gateway's /metrics, /healthz and /readyz
     #[arg(long, env = "TIDEGATE_ADMIN_LISTEN", default_value = "127.0.0.1:9464", value_name = "ADDR")]
-    pub admin_listen: SocketAddr,
+    pub admin_listen: String,
     /// The engine's /metrics, /healthz and /readyz
     #[arg(long, env = "TIDEGATE_ENGINE_ADMIN_LISTEN", default_value = "127.0.0.1:9465", value_name = "ADDR")]
-    pub engine_admin_listen: SocketAddr,
+    pub engine_admin_listen: String,
     /// The directory of the embedded log and of what jobs produce
     #[arg(long, env = "TIDEGATE_DATA_DIR", default_value = "./tidegate-data", value_name = "DIR")]
     pub data_dir: PathBuf,
     /// Keep the event log in this Redis instead of below --data-dir
-    #[arg(long, env = "TIDEGATE_REDIS", value_name = "URL")]
+    #[arg(long, env = "TIDEGATE_REDIS", hide_env_values = true, value_name = "URL")]
     pub redis: Option<String>,
     /// A directory below which csv-import may read; repeatable [default: import below --data-dir]
-    #[arg(long = "import-dir", env = "TIDEGATE_IMPORT_DIR", value_name = "DIR", value_delimiter = ':')]
+    #[arg(long = "import-dir", env = "TIDEGATE_IMPORT_DIR", value_name = "DIR", value_delimiter = ',')]
     pub import_dirs: Vec<PathBuf>,
     /// A TOML file with the lists: commands that `exec` jobs may run
     #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
@@ -245,8 +245,8 @@ mod tests {
     #[test]
     fn the_defaults_are_those_of_the_design() {
         let cli = Cli::try_parse_from(["tidegate"]).unwrap();
-        assert_eq!(cli.serve.listen.to_string(), "127.0.0.1:8080");
-        assert_eq!(cli.serve.grpc_listen.to_string(), "127.0.0.1:50051");
+        assert_eq!(cli.serve.listen, "127.0.0.1:8080");
+        assert_eq!(cli.serve.grpc_listen, "127.0.0.1:50051");
         assert!(cli.command.is_none() && !cli.serve.insecure);
     }
 }

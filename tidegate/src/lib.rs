@@ -8,6 +8,7 @@ pub mod args;
 pub mod commands;
 pub mod exit;
 pub mod follow;
+pub mod serve;
 pub mod sse;
 pub mod text;
 pub mod view;

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tidegate::{args::Cli, commands, exit};
+use tidegate::{args::Cli, commands, exit, serve};
+use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -24,7 +25,12 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match cli.command {
             Some(command) => commands::run(command).await,
-            None => Err(exit::Failure::Usage("serving is not built in yet".into())),
+            None => {
+                let filter =
+                    EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+                tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+                serve::run(&cli.serve).await
+            }
         }
     });
     // A blocking read of standard input must not keep the process alive.
