@@ -20,19 +20,23 @@ use crate::{
 /// The exit code for settings that make no worker (`EX_USAGE`).
 pub const EXIT_CONFIG: u8 = 64;
 
+/// What `--help` says below the flags.
+const ABOUT_KINDS: &str = r#"It offers the kinds `demo` (a simulated job) and `csv-import` (loads a CSV file into
+SQLite), and one more for every command that the configuration file declares:
+
+    [[exec]]
+    kind = "build"
+    command = ["make", "-j2", "{target}"]   # {target} is a field of the job's input; no shell is involved
+    cwd = "/srv/project"
+    timeout_seconds = 600
+    retry_exit_codes = [75]
+
+SIGTERM or Ctrl-C ends it: jobs that do not finish within the grace time go back to the engine, and another worker
+goes on from their last checkpoint. TIDEGATE_LOG sets what is logged, such as `debug`."#;
+
 /// A Tidegate worker: takes jobs from an engine and runs them.
-///
-/// It offers the kinds `demo` (a simulated job) and `csv-import` (loads a CSV file into SQLite), and one more for
-/// every command that the configuration file declares:
-///
-///     [[exec]]
-///     kind = "build"
-///     command = ["make", "-j2", "{target}"]   # {target} is a field of the job's input; no shell is involved
-///     cwd = "/srv/project"
-///     timeout_seconds = 600
-///     retry_exit_codes = [75]
 #[derive(Clone, Debug, Parser)]
-#[command(name = "tidegate-worker", version, verbatim_doc_comment)]
+#[command(name = "tidegate-worker", version, after_help = ABOUT_KINDS)]
 pub struct Args {
     /// An engine to work for; may be repeated, engines are tried in turn.
     #[arg(

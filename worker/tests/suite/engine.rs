@@ -207,11 +207,13 @@ impl Stream {
 
 /// The log lines among reports: level, source, text.
 pub(crate) fn logs(bodies: &[Body]) -> Vec<(v1::LogLevel, &str, &str)> {
-    let log = |body| match body {
-        &Body::Log(ref log) => Some((log.level(), log.source.as_str(), log.text.as_str())),
-        _ => None,
-    };
-    bodies.iter().filter_map(log).collect()
+    let mut lines = Vec::new();
+    for body in bodies {
+        if let Body::Log(log) = body {
+            lines.push((log.level(), log.source.as_str(), log.text.as_str()));
+        }
+    }
+    lines
 }
 
 /// The code of a final failure.

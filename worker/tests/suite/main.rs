@@ -1,5 +1,7 @@
 //! The worker against a scripted engine: a real gRPC server on a loopback port that says what a test tells it to.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod csv_import;
 mod engine;
 mod exec;

@@ -423,6 +423,20 @@ async fn a_worker_that_shuts_down_gives_its_jobs_back() {
 }
 
 #[tokio::test]
+async fn an_idle_worker_leaves_at_once_whether_an_engine_is_there_or_not() {
+    let mut engine = Engine::start().await;
+    for uri in [engine.uri(), "http://127.0.0.1:1".to_owned()] {
+        let worker = start(&[uri.clone()], vec![quick()]);
+        if uri == engine.uri() {
+            engine.welcome().await;
+        }
+        worker.shutdown.cancel();
+        // Well below the times that jobs and last reports are given.
+        tokio::time::timeout(Duration::from_secs(3), worker.ended).await.expect("it lingers").unwrap();
+    }
+}
+
+#[tokio::test]
 async fn assignments_during_a_shutdown_are_kept_aside_and_given_back_at_the_end() {
     let mut engine = Engine::start().await;
     let go = Arc::new(Notify::new());

@@ -259,7 +259,7 @@ impl<'a> Output<'a> {
         let Self { job, masks, .. } = self;
         match directive {
             Directive::Percent(percent, message) => {
-                job.progress(share(Some(percent), masks.apply(message))).await
+                job.progress(share(Some(percent), masks.apply(message))).await;
             }
             Directive::Count(done, total, message) => {
                 #[allow(clippy::cast_precision_loss, reason = "a share is shown, not counted with")]
