@@ -517,7 +517,7 @@ class Card {
       offline: `Offline,${planned} reconnecting… (${integer.format((Date.now() - since) / 1000)} s)`,
       polling: 'The stream does not come through; progress is asked for every few seconds, the log is behind.',
       waiting: `${MAX_STREAMS} jobs are already live in this browser; this one is asked for every few seconds until one ends.`,
-      refused: error ? `No longer watched: ${error.message}` : `No longer watched: ${reason}`,
+      refused: reason === 'deleted' ? 'This job was deleted.' : `No longer watched: ${error?.message ?? reason}`,
     };
     const text = words[state] ?? '';
     ui.hidden = text === '';

@@ -134,6 +134,11 @@ export class NetworkError extends Error {
   }
 }
 
+/**
+ * @param {string} base @param {string} path
+ * @param {{method?: string, body?: unknown, headers?: Record<string, string>, signal?: AbortSignal}} [how]
+ * @returns {Promise<any>}
+ */
 async function request(base, path, { method = 'GET', body, headers = {}, signal } = {}) {
   const timeout = AbortSignal.timeout(REQUEST_TIMEOUT_MS);
   let response;
@@ -162,6 +167,7 @@ async function request(base, path, { method = 'GET', body, headers = {}, signal 
   throw new ProblemError(response.status, json && typeof json === 'object' ? json : {}, retryAfter);
 }
 
+/** @param {string} jobId */
 const jobPath = (jobId, rest = '') => `/api/jobs/${encodeURIComponent(jobId)}${rest}`;
 
 // --- requests ----------------------------------------------------------------------------------
@@ -174,6 +180,7 @@ const jobPath = (jobId, rest = '') => `/api/jobs/${encodeURIComponent(jobId)}${r
  * @returns {Promise<Job>}
  */
 export function submitJob(kind, input = {}, { base = '', options, idempotencyKey, signal } = {}) {
+  /** @type {Record<string, string>} */
   const headers = idempotencyKey ? { 'idempotency-key': idempotencyKey } : {};
   return request(base, '/api/jobs', { method: 'POST', body: { kind, input, options }, headers, signal });
 }
@@ -189,7 +196,8 @@ export function getJob(jobId, { base = '', signal } = {}) {
  * @returns {Promise<{jobs: Job[], next?: string}>}
  */
 export function listJobs({ base = '', signal, ...filters } = {}) {
-  const query = new URLSearchParams(Object.entries(filters).filter(([, value]) => value !== undefined && value !== ''));
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(filters)) if (value !== undefined && value !== '') query.set(name, String(value));
   return request(base, `/api/jobs${query.size ? `?${query}` : ''}`, { signal });
 }
 
@@ -228,7 +236,7 @@ export function parseCursor(text) {
   return match && { seq: Number(match[1]), epoch: match[2] };
 }
 
-/** A log event's data, a plain string or an object, as one shape. @param {unknown} data @returns {LogLine} */
+/** A log event's data, a plain string or an object, as one shape. @param {any} data @returns {LogLine} */
 export function normalizeLog(data) {
   if (data !== null && typeof data === 'object') {
     const level = ['debug', 'info', 'warn', 'error'].includes(data.level) ? data.level : 'info';
@@ -237,13 +245,17 @@ export function normalizeLog(data) {
   return { text: String(data ?? ''), level: 'info', source: '' };
 }
 
-/** Reads an SSE response as `{event, data, id}`. An unfinished last event is dropped, as the standard demands. */
+/**
+ * Reads an SSE response. An unfinished last event is dropped, as the standard demands.
+ * @param {string} url @param {AbortSignal} signal
+ * @returns {AsyncGenerator<{event: string, data: string, id: string}>}
+ */
 async function* readStream(url, signal) {
   const response = await fetch(url, { headers: { accept: 'text/event-stream, */*;q=0.1' }, cache: 'no-store', signal });
-  if (response.status !== 200 || !response.body) return;
+  if (response.status !== 200 || !response.body) throw new NetworkError(`status ${response.status}`);
   const text = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
-  let event = { event: 'message', data: [], id: '' };
+  let event = { event: 'message', data: /** @type {string[]} */ ([]), id: '' };
   for (;;) {
     const { done, value } = await text.read();
     if (done) return;
@@ -299,8 +311,11 @@ class Watch {
   #since = 0;
   /** Whether the last event was a terminal one, after which the server ends the stream. */
   #atEnd = false;
+  /** What the server said before the cut it announced. @type {{reason: string, reconnect?: boolean}|null} */
   #goodbye = null;
+  /** @type {number|undefined} */
   #silence;
+  /** @type {number|undefined} */
   #retry;
   #abort = new AbortController();
   #onOnline = () => this.retryNow();
@@ -432,6 +447,7 @@ class Watch {
     const signal = AbortSignal.any([abort.signal, this.#abort.signal, AbortSignal.timeout(REQUEST_TIMEOUT_MS)]);
     try {
       for await (const { event, data, id } of readStream(this.#url(), signal)) {
+        if (event === 'goodbye') throw new NetworkError(data);
         const at = parseCursor(id);
         if (!at || event === 'connected') continue;
         if (at.epoch !== this.#position.epoch || at.seq >= upTo) break;
@@ -441,10 +457,18 @@ class Watch {
         }
       }
     } catch {
-      // What is still missing is announced below.
+      if (this.#abort.signal.aborted) return;
+      // Cut off in the middle: everything after the hole is asked for once more.
+      this.#waiting = null;
+      this.#failures += 1;
+      this.#dropSource();
+      this.#tryLater();
+      return;
+    } finally {
+      abort.abort();
     }
-    abort.abort();
     if (this.#abort.signal.aborted) return;
+    // The server was asked and does not have it either: that is a gap, and is said.
     this.#announceMissing(upTo - 1, 'unread');
     const waiting = this.#waiting ?? [];
     this.#waiting = null;
@@ -452,10 +476,10 @@ class Watch {
   }
 
   #announceMissing(to, reason, snapshot) {
-    const { seq, epoch } = this.#position ?? { seq: 0, epoch: '' };
-    if (to <= seq || !epoch) return;
+    const { seq, epoch } = this.#position ?? { seq: to, epoch: '' };
+    if (to <= seq) return;
     const at = { seq: to, epoch };
-    this.#deliver({ name: 'gap', data: { from: seq + 1, to, reason, snapshot }, cursor: `${to}-${epoch}` }, at);
+    this.#deliver({ name: 'gap', data: { from: seq + 1, to, reason, ...(snapshot && { snapshot }) }, cursor: `${to}-${epoch}` }, at);
   }
 
   /** A terminal event came. After a retry an old one lies in the middle of the log, so the snapshot decides. */

@@ -98,6 +98,24 @@ scripted('custom events with unknown names are fetched in their place', {
   assert.ok(asked.includes('stream 1-aaaaaa'), 'the hole was read from the cursor before it');
 });
 
+scripted('a hole that cannot be fetched at once is fetched later', {
+  job: finished(3),
+  options: { retryMs: 10 },
+  stream(answer, cursor, n) {
+    if (n === 2) answer.refuse(503);
+    else answer(connected(0), ...[frame(1, 'log', 'one'), frame(2, 'tide.table', {}), end(3)].slice(Number.parseInt(cursor, 10) || 0)).end();
+  },
+}, ({ names }) => assert.deepEqual(names, ['1 log', '2 tide.table', '3 complete']));
+
+scripted('e26_a_hole_that_the_server_has_too_is_announced', {
+  job: finished(5),
+  stream: (answer, cursor) => answer(connected(0), ...[frame(1, 'log', 'one'), frame(4, 'log', 'four'), end(5)].slice(cursor ? 1 : 0)).end(),
+}, ({ events }) => {
+  assert.deepEqual(events[1].slice(0, 2), [3, 'gap']);
+  assert.deepEqual(events[1][2], { from: 2, to: 3, reason: 'unread' });
+  assert.deepEqual(events.map(([seq]) => seq), [1, 3, 4, 5]);
+});
+
 scripted('e16_a_permanent_close_is_taken_over_with_the_cursor', {
   job: (asked) => (asked.length > 2 ? finished(3)() : { status: 'PROCESSING', cursor: '3-aaaaaa' }),
   stream(answer, cursor, n) {
