@@ -125,7 +125,11 @@ pub fn bar(data: &Value) -> Bar {
     if let Some(per_second) = number("rate") {
         parts.push(rate(per_second, &visible(unit)));
     }
-    if let Some(eta) = number("etaSeconds").and_then(|s| Duration::try_from_secs_f64(s).ok()) {
+    let percent = number("progress").or_else(|| number("percent")).map(|p| p.clamp(0.0, 100.0));
+    let under_way = percent.is_none_or(|p| p < 100.0);
+    if let Some(eta) =
+        number("etaSeconds").filter(|_| under_way).and_then(|s| Duration::try_from_secs_f64(s).ok())
+    {
         parts.push(format!("ETA {}", duration(eta)));
     }
     if let Some(step) = number("step") {
@@ -136,7 +140,6 @@ pub fn bar(data: &Value) -> Bar {
     if let Some(message) = data["message"].as_str().filter(|m| !m.is_empty()) {
         parts.push(visible(message).into_owned());
     }
-    let percent = number("progress").or_else(|| number("percent")).map(|p| p.clamp(0.0, 100.0));
     Bar { percent, text: parts.join(" · ") }
 }
 

@@ -1,0 +1,47 @@
+//! A Redis of one's own, configured as the README asks for.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+    time::Duration,
+};
+
+use super::{Process, eventually, free_port};
+
+/// Starts a Redis in `scratch` and waits until it answers; returns its URL too.
+pub(crate) async fn start(scratch: &Path) -> (Process, String) {
+    let dir = scratch.join("redis");
+    std::fs::create_dir_all(&dir).unwrap();
+    let port = free_port();
+    let (number, dir) = (port.to_string(), dir.display().to_string());
+    let args = ["--port", &number, "--bind", "127.0.0.1", "--dir", &dir, "--save", "", "--daemonize", "no"];
+    let durable = ["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"];
+    let args = args.into_iter().chain(durable).map(str::to_owned).collect();
+    let program = which("redis-server")
+        .expect("redis-server is missing: run `tests/run`, or install it (apt: redis-server)");
+    let mut process = Process::start("redis", &program, args, scratch);
+    eventually("Redis answers", async || {
+        process.assert_running();
+        answers(port).then_some(())
+    })
+    .await;
+    (process, format!("redis://127.0.0.1:{port}"))
+}
+
+fn answers(port: u16) -> bool {
+    let ping = || -> std::io::Result<bool> {
+        let mut socket = TcpStream::connect(("127.0.0.1", port))?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        socket.write_all(b"PING\r\n")?;
+        let mut answer = [0; 7];
+        socket.read_exact(&mut answer)?;
+        Ok(&answer == b"+PONG\r\n")
+    };
+    ping().unwrap_or(false)
+}
+
+fn which(name: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
+}

@@ -1,0 +1,171 @@
+//! A whole Tidegate as three processes, on either store.
+
+use std::{fs, path::PathBuf, process::Output, time::Duration};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tidegate::{api::Client, follow::Follower};
+
+use super::{DEADLINE, Process, binary, eventually, free_port, redis};
+
+/// Where the event log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Store {
+    Embedded,
+    Redis,
+}
+
+/// What a test wants different.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) store: Store,
+    /// Flags of the engine.
+    pub(crate) engine: Vec<String>,
+    /// Flags of the gateway.
+    pub(crate) gateway: Vec<String>,
+    /// The commands that `exec` may run, as TOML.
+    pub(crate) config: String,
+}
+
+impl From<Store> for Options {
+    fn from(store: Store) -> Self {
+        Self { store, engine: Vec::new(), gateway: Vec::new(), config: String::new() }
+    }
+}
+
+/// Engine, gateway and worker, killed in this order when dropped.
+pub(crate) struct Stack {
+    pub(crate) gateway: Process,
+    pub(crate) worker: Process,
+    pub(crate) engine: Process,
+    pub(crate) redis: Option<Process>,
+    pub(crate) client: Client,
+    /// Addresses as `host:port`.
+    pub(crate) http: String,
+    pub(crate) gateway_admin: String,
+    scratch: TempDir,
+}
+
+impl Stack {
+    /// Starts everything and waits until the worker's kinds are on offer.
+    pub(crate) async fn start(options: impl Into<Options>) -> Self {
+        let options = options.into();
+        let scratch = tempfile::Builder::new().prefix("tidegate-system-").tempdir().unwrap();
+        let dir = scratch.path();
+        fs::create_dir_all(dir.join("import")).unwrap();
+        fs::create_dir_all(dir.join("data")).unwrap();
+        fs::write(dir.join("worker.toml"), &options.config).unwrap();
+        let [http, grpc, gateway_admin, engine_admin] =
+            [(); 4].map(|()| format!("127.0.0.1:{}", free_port()));
+
+        let mut engine = vec![format!("--grpc-listen={grpc}"), format!("--admin-listen={engine_admin}")];
+        let redis = match options.store {
+            Store::Embedded => {
+                engine.push(format!("--data-dir={}", dir.join("data").display()));
+                None
+            }
+            Store::Redis => {
+                let (process, url) = redis::start(dir).await;
+                engine.push(format!("--redis={url}"));
+                Some(process)
+            }
+        };
+        // Short enough for tests that wait for it, long enough for a loaded machine.
+        engine.push("--lease-seconds=4".to_owned());
+        engine.extend(options.engine);
+        let gateway = [
+            format!("--listen={http}"),
+            format!("--admin-listen={gateway_admin}"),
+            format!("--engine=http://{grpc}"),
+        ];
+        let worker = vec![
+            format!("--engine=http://{grpc}"),
+            format!("--data-dir={}", dir.join("data").display()),
+            format!("--import-dir={}", dir.join("import").display()),
+            format!("--config={}", dir.join("worker.toml").display()),
+            "--capacity=4".to_owned(),
+        ];
+        let client = Client::new(&format!("http://{http}")).unwrap();
+        let engine = Process::start("engine", &binary("job-engine"), engine, dir);
+        let gateway = gateway.into_iter().chain(options.gateway).collect();
+        let gateway = Process::start("gateway", &binary("edge-gateway"), gateway, dir);
+        let worker = Process::start("worker", &binary("tidegate-worker"), worker, dir);
+        let mut stack = Self { gateway, worker, engine, redis, client, http, gateway_admin, scratch };
+        stack.ready().await;
+        stack
+    }
+
+    /// Waits until the worker's kinds are on offer through the gateway.
+    pub(crate) async fn ready(&mut self) {
+        let Self { gateway, worker, engine, client, .. } = self;
+        eventually("the worker's kinds are on offer", async || {
+            [&mut *engine, &mut *gateway, &mut *worker].into_iter().for_each(Process::assert_running);
+            let kinds = client.call(client.request(Method::GET, &["api", "kinds"])).await.ok()?;
+            kinds["kinds"].as_array()?.iter().any(|k| k["kind"] == "demo" && k["live"] == true).then_some(())
+        })
+        .await;
+    }
+
+    /// Writes a file below the directory that csv-import may read and returns its path.
+    pub(crate) fn import_file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.scratch.path().join("import").join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// A path below the scratch directory; `data` is the worker's.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// Submits a job and returns its id.
+    pub(crate) async fn submit(&self, kind: &str, input: Value) -> String {
+        let body = json!({ "kind": kind, "input": input });
+        let job = self.post(&["api", "jobs"], &body).await;
+        job["jobId"].as_str().unwrap().to_owned()
+    }
+
+    /// POSTs JSON and returns the JSON of a successful answer.
+    pub(crate) async fn post(&self, path: &[&str], body: &Value) -> Value {
+        self.client.call(self.client.request(Method::POST, path).json(body)).await.unwrap()
+    }
+
+    /// One job as it is now.
+    pub(crate) async fn job(&self, id: &str) -> Value {
+        self.client.job(id).await.unwrap()
+    }
+
+    /// Waits until the job's status is `status`.
+    pub(crate) async fn until(&self, id: &str, status: &str) -> Value {
+        eventually(&format!("the job is {status}"), async || {
+            let job = self.job(id).await;
+            (job["status"] == status).then_some(job)
+        })
+        .await
+    }
+
+    /// A follower from behind `start`.
+    pub(crate) fn follower(&self, id: &str, start: &str) -> Follower {
+        Follower::new(self.client.clone(), id, start, DEADLINE)
+    }
+
+    /// Runs the `tidegate` command against this gateway to its end.
+    pub(crate) async fn tidegate(&self, args: &[&str]) -> Output {
+        self.tidegate_command(args).output().await.unwrap()
+    }
+
+    /// The `tidegate` command against this gateway, not started yet.
+    pub(crate) fn tidegate_command(&self, args: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(binary("tidegate"));
+        command.args(args).env("TIDEGATE_SERVER", format!("http://{}", self.http)).kill_on_drop(true);
+        command
+    }
+
+    /// The gateway's metrics, as text.
+    pub(crate) async fn gateway_metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.gateway_admin);
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
+        client.get(url).send().await.unwrap().text().await.unwrap()
+    }
+}
