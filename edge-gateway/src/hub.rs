@@ -70,6 +70,8 @@ pub struct Timing {
     pub open: Duration,
     /// The longest pause between two tries to reach the engine.
     pub max_backoff: Duration,
+    /// How long a client may take to send a request head, or stay idle between two.
+    pub head: Duration,
 }
 
 impl Default for Timing {
@@ -79,6 +81,7 @@ impl Default for Timing {
             linger: Duration::from_secs(5),
             open: Duration::from_secs(5),
             max_backoff: Duration::from_secs(5),
+            head: Duration::from_secs(10),
         }
     }
 }

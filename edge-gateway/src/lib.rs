@@ -34,6 +34,7 @@ use tokio::{
 use crate::{
     admin::Admin, config::ConfigErrors, drain::Drain, engine::Engine, hub::Registry, metrics::Metrics,
     routes::App,
+    serve::Limits,
 };
 pub use crate::{config::Config, hub::Timing};
 
@@ -116,15 +117,17 @@ impl Bound {
             drain.clone(),
         );
         let app = routes::router(App { engine: engine.clone(), registry: registry.clone() });
-        let public = serve::accept(self.public, app, self.config.max_connections, drain.clone());
+        let limits = Limits { connections: self.config.max_connections, head: self.config.timing.head };
+        let public = serve::accept(self.public, app, limits, drain.clone());
         let public = tokio::spawn(public);
 
         // The operator's port outlives the public one: it says that the gateway is draining.
         let closed = Drain::default();
         let admin = admin::router(Admin { engine, metrics: Arc::clone(&metrics), drain: drain.clone() });
+        let admin_limits = Limits { connections: ADMIN_CONNECTIONS, ..limits };
         let admin = self
             .admin
-            .map(|listener| tokio::spawn(serve::accept(listener, admin, ADMIN_CONNECTIONS, closed.clone())));
+            .map(|listener| tokio::spawn(serve::accept(listener, admin, admin_limits, closed.clone())));
         tracing::info!(%addr, ?admin_addr, "the gateway serves");
 
         tokio::select! {

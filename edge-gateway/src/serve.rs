@@ -32,8 +32,6 @@ use crate::drain::Drain;
 
 /// Connections that the kernel keeps for us while we are busy; a wave of reconnects must not see refusals.
 const BACKLOG: i32 = 4096;
-/// How long a client may take to send a request head, or stay idle between two.
-const HEAD: Duration = Duration::from_secs(10);
 /// How long sent bytes may stay unacknowledged before the kernel gives the connection up.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// Bytes that the kernel takes for a viewer beyond what is on its way; bounds what a stalled one costs.
@@ -49,6 +47,18 @@ const HTTP2_STREAMS: u32 = 256;
 /// The beginning of every HTTP/2 connection.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Between two keepalive probes of an idle connection.
+const PROBES: Duration = Duration::from_secs(10);
+
+/// What clients may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Connections at once.
+    pub(crate) connections: usize,
+    /// How long a client may take to send a request head, or stay idle between two.
+    pub(crate) head: Duration,
+}
+
 /// Binds a listener.
 pub(crate) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
@@ -60,8 +70,8 @@ pub(crate) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves connections until the drain begins, and answers those that are still open then.
-pub(crate) async fn accept(listener: TcpListener, router: Router, cap: usize, drain: Drain) -> JoinSet<()> {
-    let permits = Arc::new(Semaphore::new(cap.min(Semaphore::MAX_PERMITS)));
+pub(crate) async fn accept(listener: TcpListener, router: Router, limits: Limits, drain: Drain) -> JoinSet<()> {
+    let permits = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
     let mut connections = JoinSet::new();
     let mut pause = Duration::ZERO;
     loop {
@@ -79,7 +89,7 @@ pub(crate) async fn accept(listener: TcpListener, router: Router, cap: usize, dr
                 pause = Duration::ZERO;
                 let (router, drain) = (router.clone(), drain.clone());
                 connections.spawn(async move {
-                    serve(stream, router, &drain).await;
+                    serve(stream, router, limits.head, &drain).await;
                     drop(permit);
                 });
             }
@@ -100,11 +110,11 @@ pub(crate) async fn accept(listener: TcpListener, router: Router, cap: usize, dr
 }
 
 /// Serves one connection to its end.
-async fn serve(stream: TcpStream, router: Router, drain: &Drain) {
+async fn serve(stream: TcpStream, router: Router, head: Duration, drain: &Drain) {
     if let Err(error) = tune(&stream) {
         tracing::debug!(%error, "a connection could not be tuned");
     }
-    let Ok(Ok(http2)) = timeout(HEAD, is_http2(&stream)).await else { return };
+    let Ok(Ok(http2)) = timeout(head, is_http2(&stream)).await else { return };
     let (io, service) = (TokioIo::new(stream), TowerToHyperService::new(router));
     let ended = if http2 {
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -120,7 +130,7 @@ async fn serve(stream: TcpStream, router: Router, drain: &Drain) {
     } else {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD)
+            .header_read_timeout(head)
             .max_buf_size(HTTP1_BUFFER)
             .serve_connection(io, service);
         drained(drain, pin!(connection), |c, cx| c.poll(cx), |c| c.graceful_shutdown()).await
@@ -158,7 +168,7 @@ async fn drained<C, T>(
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED).with_interval(HEAD))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED).with_interval(PROBES))?;
     #[cfg(target_os = "linux")]
     {
         socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;

@@ -1,0 +1,64 @@
+//! Shutting down: unready first, then goodbyes, then an end within the window.
+
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+use crate::support::{Edge, ScriptedEngine, client, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e41_a_drain_says_goodbye_to_everybody_and_ends_cleanly() {
+    let engine = ScriptedEngine::start();
+    let mut edge = Edge::start(&engine);
+    let mut viewers = Vec::new();
+    for _ in 0..100 {
+        viewers.push(edge.watch("").await);
+    }
+    let (addr, admin) = (edge.addr, edge.admin);
+    let began = Instant::now();
+    edge.stop();
+    until("unready", async || client::request(admin, "GET", "/readyz", "", "").await.status == 503).await;
+    until("nobody is let in", async || TcpStream::connect(addr).await.is_err()).await;
+    let mut retries = Vec::new();
+    for mut viewer in viewers {
+        viewer.expect("connected").await;
+        let goodbye = viewer.expect("goodbye").await;
+        assert_eq!(goodbye.json(), serde_json::json!({"reason": "draining", "reconnect": true}));
+        retries.push(goodbye.retry.unwrap());
+        assert!(viewer.rest().await.is_empty());
+    }
+    assert!(retries.iter().all(|ms| (1000..=5000).contains(ms)));
+    retries.sort_unstable();
+    retries.dedup();
+    assert!(retries.len() > 50, "reconnects are spread: {retries:?}");
+    edge.ended().await;
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(500), "goodbyes are spread, too: {took:?}");
+    assert!(took < Duration::from_secs(10), "nobody was waited for: {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e41_the_window_ends_although_a_viewer_does_not_read() {
+    let engine = ScriptedEngine::start();
+    let mut edge = Edge::with(&engine, |config| config.drain = Duration::from_secs(1));
+    let stalled = edge.watch("").await;
+    let json = format!("\"{}\"", "x".repeat(60_000));
+    for _ in 0..200 {
+        let custom = tidegate_proto::v1::Custom { name: "chart".into(), json: json.clone() };
+        engine.append(tidegate_proto::v1::event::Kind::Custom(custom));
+    }
+    // The socket is full once the viewer has been handed less than everything and gets no more.
+    let mut before = -1.0;
+    until("the socket is full", async || {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = edge.metric("tidegate_gateway_bytes_total").await;
+        std::mem::replace(&mut before, now) == now && now > 0.0
+    })
+    .await;
+    let began = Instant::now();
+    edge.stop();
+    edge.ended().await;
+    let took = began.elapsed();
+    assert!((900..3000).contains(&took.as_millis()), "{took:?}");
+    drop(stalled);
+}

@@ -1,0 +1,11 @@
+//! The gateway as its users meet it: a real gateway on real sockets, in front of a scripted engine.
+//!
+//! Each test starts its own pair. Nothing sleeps in place of a condition; every wait has a deadline.
+
+mod drain;
+mod fanout;
+mod faults;
+mod http;
+mod rest;
+mod resume;
+mod support;
