@@ -442,12 +442,12 @@ class Card {
       part('notices', 'ul', { class: 'notices', 'data-testid': 'notices' }),
       part('outcome', 'div', { class: 'outcome', 'data-testid': 'outcome', hidden: true }),
       part('customs', 'div', { class: 'customs', 'data-testid': 'customs' }),
-      make('section', { class: 'log', 'aria-label': 'Log' },
+      make('div', { class: 'log' },
         make('div', { class: 'log-bar' },
           part('count', 'span', { class: 'count', 'data-testid': 'log-count' }),
           button('to-end', 'Follow', () => this.#toEnd(), { class: 'quiet', hidden: true }),
           button('download', 'Download', () => this.#download(), { class: 'quiet' })),
-        part('lines', 'div', { class: 'lines', tabindex: '0', role: 'log', 'aria-live': 'off', 'aria-label': 'Log lines', 'data-testid': 'log', onscroll: () => this.#scrolled() })),
+        part('lines', 'div', { class: 'lines', tabindex: '0', role: 'log', 'aria-live': 'off', 'aria-label': `Log of ${shortId(this.jobId)}`, 'data-testid': 'log', onscroll: () => this.#scrolled() })),
       make('details', { class: 'given' },
         make('summary', {}, 'Input and facts'),
         part('facts', 'dl', {}),
@@ -535,7 +535,9 @@ class Card {
     ui.gauge.toggleAttribute('data-unknown', unknown);
     ui.gauge.style.setProperty('--percent', percent ?? 0);
     ui.gauge.style.setProperty('--steps', p.steps ?? 1);
-    ui.ticks.hidden = !(p.steps > 1 && p.steps <= 60);
+    // Ticks stand for steps only where the steps are parts of the same size.
+    const even = p.steps > 1 && p.steps <= 60 && Math.abs((p.step - 0.5) / p.steps - percent / 100) <= 0.51 / p.steps;
+    ui.ticks.hidden = !even;
     const step = p.step ? `Step ${p.step}${p.steps ? ` of ${p.steps}` : ''}` : '';
     ui.step.replaceChildren(...(step && p.stepName ? [make('span', { class: 'k' }, `${p.step}/${p.steps ?? '?'}`), p.stepName] : [step]));
     const measures = [];
@@ -599,6 +601,7 @@ class Card {
     setText(this.ui.count, this.dropped ? `last ${integer.format(this.lines.length)} of ${integer.format(total)} lines` : `${integer.format(total)} ${word}`);
     this.ui['to-end'].hidden = this.#follow;
     this.ui.download.hidden = total === 0;
+    lines.dataset.empty = isTerminal(this.job.status) ? 'No log lines.' : 'No log lines yet.';
   }
 
   #renderFacts() {
@@ -953,6 +956,7 @@ $('input').addEventListener('keydown', (event) => {
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) launcher.submit();
 });
 $('first-run').addEventListener('click', () => launcher.send('demo', launcher.kinds.find(({ kind }) => kind === 'demo')?.example ?? {}));
+setText($('cli-submit'), `tidegate submit demo '{}' --watch${location.origin === 'http://127.0.0.1:8080' ? '' : ` --server ${location.origin}`}`);
 setText($('curl-submit'), `curl -s ${location.origin}/api/jobs -H 'content-type: application/json' \\\n  -d '{"kind":"demo","input":{}}'\ncurl -N ${location.origin}/api/progress/JOB_ID`);
 setInterval(() => {
   for (const card of cards.values()) card.tick();

@@ -109,7 +109,7 @@ withConsole('a reload half-way shows the full log again', {}, async ({ stack, pa
 
 withConsole('e19_six_jobs_share_five_streams', {}, async ({ stack, page }) => {
   const jobs = [];
-  for (let n = 0; n < 6; n += 1) jobs.push(await start(page, { steps: 60, seconds: n === 0 ? 60 : 12 }));
+  for (let n = 0; n < 6; n += 1) jobs.push(await start(page, { steps: 60, seconds: n === 0 ? 60 : 9 }));
   const wires = () => page.getByTestId('job-card').evaluateAll((cards) => cards.map((card) => card.dataset.wire).sort());
   await until('five are live and one waits', async () => (await wires()).join() === 'live,live,live,live,live,waiting');
   const waiting = page.locator('[data-testid=job-card][data-wire=waiting]');
@@ -125,7 +125,7 @@ withConsole('e19_six_jobs_share_five_streams', {}, async ({ stack, page }) => {
 for (const signal of ['SIGKILL', 'SIGTERM']) {
   const tolerated = [/Failed to load resource/, /net::ERR_/];
   withConsole(`a gateway that goes away by ${signal} and comes back leaves no hole`, { tolerated }, async ({ stack, page }) => {
-    const card = cardOf(page, await start(page, { steps: 60, seconds: 15 }));
+    const card = cardOf(page, await start(page, { steps: 40, seconds: 10 }));
     await comesTo(card, 8);
     await stack.gateway.stop(signal);
     await until('the card says that it is offline', async () => /Offline.*reconnecting… \(\d+ s\)/.test(await card.getByTestId('connection').textContent()));
@@ -142,7 +142,7 @@ for (const signal of ['SIGKILL', 'SIGTERM']) {
 }
 
 withConsole('an engine that is killed and comes back leaves no hole', { tolerated: [/Failed to load resource/] }, async ({ stack, page }) => {
-  const card = cardOf(page, await start(page, { steps: 60, seconds: 12 }));
+  const card = cardOf(page, await start(page, { steps: 60, seconds: 9 }));
   await comesTo(card, 20);
   await stack.engine.stop('SIGKILL');
   await until('the page says that the engine is away', async () => (await page.getByTestId('global-status').getAttribute('data-state')) === 'offline');
@@ -153,10 +153,10 @@ withConsole('an engine that is killed and comes back leaves no hole', { tolerate
 });
 
 withConsole('e36_a_flood_of_lines_is_bounded_and_followed', {}, async ({ page }) => {
-  const card = cardOf(page, await start(page, { steps: 2500, seconds: 0, customEvery: 0 }));
+  const card = cardOf(page, await start(page, { steps: 2100, seconds: 0, customEvery: 0 }));
   await ends(card, 'COMPLETED');
   assert.equal(await card.locator('.line').count(), 2000);
-  assert.match(await card.getByTestId('log-count').textContent(), /last 2,000 of 2,500 lines/);
+  assert.match(await card.getByTestId('log-count').textContent(), /last 2,000 of 2,100 lines/);
   const log = card.getByTestId('log');
   const atEnd = () => log.evaluate((box) => box.scrollHeight - box.scrollTop - box.clientHeight < 2);
   await until('the last line is in sight', atEnd);
