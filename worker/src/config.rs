@@ -21,18 +21,18 @@ use crate::{
 pub const EXIT_CONFIG: u8 = 64;
 
 /// What `--help` says below the flags.
-const ABOUT_KINDS: &str = r#"It offers the kinds `demo` (a simulated job) and `csv-import` (loads a CSV file into
-SQLite), and one more for every command that the configuration file declares:
+const ABOUT_KINDS: &str = r#"The worker offers the kinds `demo` (a simulated job) and `csv-import` (loads a CSV file into SQLite), and one more for every command that the configuration file declares:
 
     [[exec]]
     kind = "build"
-    command = ["make", "-j2", "{target}"]   # {target} is a field of the job's input; no shell is involved
+    command = ["make", "-j2", "{target}"]  # {target}: a field of the input
     cwd = "/srv/project"
     timeout_seconds = 600
     retry_exit_codes = [75]
 
-SIGTERM or Ctrl-C ends it: jobs that do not finish within the grace time go back to the engine, and another worker
-goes on from their last checkpoint. TIDEGATE_LOG sets what is logged, such as `debug`."#;
+There is never a shell between the declaration and the program.
+
+SIGTERM or Ctrl-C ends the worker: jobs that do not finish within the grace time go back to the engine, and another worker goes on from their last checkpoint. TIDEGATE_LOG sets what is logged, such as `debug`."#;
 
 /// A Tidegate worker: takes jobs from an engine and runs them.
 #[derive(Clone, Debug, Parser)]
@@ -59,7 +59,7 @@ pub struct Args {
     /// Where csv-import keeps its databases; made when needed.
     #[arg(long, value_name = "DIR", env = "TIDEGATE_DATA_DIR", default_value = "./tidegate-data")]
     pub data_dir: PathBuf,
-    /// A TOML file that declares commands, as shown above.
+    /// A TOML file that declares commands, as shown below.
     #[arg(long = "config", value_name = "FILE", env = "TIDEGATE_CONFIG")]
     pub config: Option<PathBuf>,
     /// How many seconds running jobs may go on after SIGTERM, before they are given back to the engine.

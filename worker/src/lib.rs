@@ -10,6 +10,44 @@
 //! - [`kinds`]: the built-in kinds `csv-import`, `demo`, and commands through `exec`;
 //! - [`config`]: flags, environment and the TOML file of the `tidegate-worker` binary.
 //!
+//! ```no_run
+//! use futures_util::{FutureExt as _, future::BoxFuture};
+//! use serde_json::json;
+//! use tidegate_worker::{JobContext, JobError, JobHandler, JobResult, Offer, Worker};
+//!
+//! struct Count;
+//!
+//! impl JobHandler for Count {
+//!     fn offer(&self) -> Offer {
+//!         Offer {
+//!             kind: "count".into(),
+//!             description: "Counts to a number.".into(),
+//!             input_schema: json!({"type": "integer"}),
+//!             example: json!(10),
+//!         }
+//!     }
+//!
+//!     fn run(&self, job: JobContext) -> BoxFuture<'_, JobResult> {
+//!         async move {
+//!             let to: u32 = job.input()?;
+//!             for n in 1..=to {
+//!                 if job.is_cancelled() {
+//!                     return Err(JobError::Cancelled);
+//!                 }
+//!                 job.info(format!("{n}")).await;
+//!             }
+//!             Ok(json!(to))
+//!         }
+//!         .boxed()
+//!     }
+//! }
+//!
+//! # async fn example() {
+//! let worker = Worker::builder(["http://127.0.0.1:50051"]).handler(Count).build().expect("a sound description");
+//! worker.run(tokio_util::sync::CancellationToken::new()).await;
+//! # }
+//! ```
+//!
 //! The library keeps no state on disk: after a crash the engine gives the job to another worker, with the last
 //! acknowledged checkpoint.
 

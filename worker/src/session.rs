@@ -68,10 +68,10 @@ impl<T> Default for Session<T> {
 }
 
 impl<T> Session<T> {
-    /// Takes a lease. One on the same job with another token is lost by that.
-    pub(crate) fn assign(&mut self, job_id: &str, token: &str) -> Vec<Effect<T>> {
+    /// Takes a lease, unless it is held already. One on the same job with another token is lost by that.
+    pub(crate) fn assign(&mut self, job_id: &str, token: &str) -> Option<Vec<Effect<T>>> {
         let effects = match self.leases.get(job_id) {
-            Some(lease) if lease.token == token => return Vec::new(),
+            Some(lease) if lease.token == token => return None,
             Some(_) => self.drop_lease(job_id, "the job was assigned anew"),
             None => Vec::new(),
         };
@@ -84,7 +84,7 @@ impl<T> Session<T> {
             is_ready: false,
         };
         self.leases.insert(job_id.to_owned(), lease);
-        effects
+        Some(effects)
     }
 
     /// Queues a report.

@@ -33,7 +33,8 @@ fn ack(number: u64, result: ReportResult, seq: u64) -> v1::ReportAck {
 fn session() -> Session<u32> {
     let mut session = Session::default();
     session.welcomed(Vec::new(), &[]);
-    assert_eq!(session.assign("j", "t"), Vec::new());
+    assert_eq!(session.assign("j", "t"), Some(Vec::new()));
+    assert_eq!(session.assign("j", "t"), None);
     session
 }
 
@@ -139,7 +140,7 @@ fn j37_a_rejected_result_fails_the_job() {
 fn a_new_assignment_of_the_same_job_ends_the_old_lease() {
     let mut s = session();
     s.push("j", "t", log("old"), Some(1)).unwrap();
-    let effects = s.assign("j", "t2");
+    let effects = s.assign("j", "t2").unwrap();
     assert!(matches!(&effects[..], [Effect::Answered { tag: 1, answer: Answer::Gone }, Effect::Lost { .. }]));
     s.push("j", "t2", log("new"), Some(2)).unwrap();
     let report = s.next_report().unwrap();

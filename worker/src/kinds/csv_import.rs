@@ -141,7 +141,7 @@ impl JobHandler for CsvImport {
                     "path": {"type": "string", "description": "The file, below a directory that --import-dir allows."},
                     "table": {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,62}$",
                         "description": "The table to make; by default named after the file."},
-                    "database": {"type": "string", "pattern": "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,62}$", "default": "imports.db",
+                    "database": {"type": "string", "pattern": "^[A-Za-z0-9_-][A-Za-z0-9._-]*\\.(db|sqlite|sqlite3)$", "default": "imports.db",
                         "description": "The database's file name, below the data directory."},
                 },
             }),
@@ -197,10 +197,10 @@ fn is_reserved(name: &str) -> bool {
 fn database_path(data_dir: &Path, name: Option<&str>) -> Result<PathBuf, JobError> {
     let name = name.unwrap_or("imports.db");
     let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-    // SQLite's own side files, and whatever the rest of the process keeps in directories there, are out of reach.
-    let taken = ["-wal", "-shm", "-journal"].iter().any(|end| name.ends_with(end));
-    if name.is_empty() || name.len() > 63 || name.starts_with('.') || !plain || taken {
-        let rule = "a file name of letters, digits, '.', '_' and '-', at most 63";
+    // Whatever else lives in the data directory, SQLite's own side files among it, must not be opened as a database.
+    let database = [".db", ".sqlite", ".sqlite3"].iter().any(|end| name.ends_with(end));
+    if name.len() > 63 || name.starts_with('.') || !plain || !database {
+        let rule = "letters, digits, '.', '_' and '-', ending in .db, .sqlite or .sqlite3, at most 63";
         return Err(JobError::input_invalid(format!("database: {name:?} is no such name: {rule}")));
     }
     Ok(data_dir.join(name))

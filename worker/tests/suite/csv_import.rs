@@ -27,7 +27,7 @@ struct Bench {
     stream: Stream,
     dir: tempfile::TempDir,
     jobs: u32,
-    _engine: Engine,
+    engine: Engine,
     _worker: Running,
 }
 
@@ -39,7 +39,7 @@ impl Bench {
         let mut engine = Engine::start().await;
         let worker = start(&[engine.uri()], vec![Arc::new(import)]);
         let stream = engine.welcome().await;
-        Self { stream, dir, jobs: 0, _engine: engine, _worker: worker }
+        Self { stream, dir, jobs: 0, engine, _worker: worker }
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
@@ -231,9 +231,13 @@ async fn bad_files_fail_for_good_under_stable_codes() {
         bench.fails(json!({"path": path}), expected).await;
     }
     bench.write("good.csv", b"a\n1\n");
-    for (field, value) in
-        [("table", "sqlite_x"), ("table", "Tidegate_import"), ("database", ".hidden"), ("database", "x-wal")]
-    {
+    for (field, value) in [
+        ("table", "sqlite_x"),
+        ("table", "Tidegate_import"),
+        ("database", ".hidden"),
+        ("database", "x.db-wal"),
+        ("database", "LOCK"),
+    ] {
         bench.fails(json!({"path": "good.csv", field: value}), "input_invalid").await;
     }
     let (_, end) = bench.import(json!({"path": "good.csv"})).await;
@@ -357,19 +361,56 @@ async fn j2_an_import_killed_at_any_batch_resumes_with_no_row_lost_or_doubled() 
 }
 
 #[tokio::test]
+async fn j1_a_stale_import_that_wakes_up_adds_no_row() {
+    const ROWS: u32 = 60_000;
+    let mut bench = Bench::new().await;
+    big_file(&bench.dir.path().join("in/big.csv"), ROWS);
+    let database = bench.dir.path().join("data/imports.db");
+    let first = job("j", "csv-import", &json!({"path": "big.csv"}));
+    bench.stream.assign(&first).await;
+    let stale = checkpoint(&mut bench.stream).await;
+    // Unanswered, the import soon stands still, with its batch committed. Its lease runs out meanwhile.
+    let mut before = (-1, -1);
+    while before != position(&database) {
+        before = position(&database);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert!(before.0 > 0 && before.0 < ROWS.into(), "{before:?}");
+    let import = CsvImport::new(&[bench.dir.path().join("in")], bench.dir.path().join("data")).unwrap();
+    let _successor = start(&[bench.engine.uri()], vec![Arc::new(import)]);
+    let mut stream = bench.engine.welcome().await;
+    stream.assign(&v1::Assignment { attempt: 2, lease_token: "2-x".into(), ..first }).await;
+    let owned = checkpoint(&mut stream).await;
+    // Now the first one wakes up in the middle of its successor's work, and the engine does not even stop it.
+    bench.stream.answer(&stale, ReportResult::Ok).await;
+    let bodies = bench.stream.until_end().await;
+    assert_eq!(code(bodies.last().unwrap()), "stopped");
+    stream.answer(&owned, ReportResult::Ok).await;
+    let end = stream.until_end().await.pop().unwrap();
+    assert_eq!(result(&end)["rows"], ROWS);
+    let counted = rows(&bench.db(), "SELECT count(*), count(DISTINCT id) FROM big");
+    assert_eq!(counted, [[ROWS, ROWS].map(|n| Sql::Integer(n.into()))]);
+}
+
+/// Answers reports until a checkpoint comes, which is left unanswered.
+async fn checkpoint(stream: &mut Stream) -> v1::Report {
+    loop {
+        let report = stream.report().await;
+        if matches!(report.body, Some(Body::Checkpoint(_))) {
+            return report;
+        }
+        stream.answer(&report, ReportResult::Ok).await;
+    }
+}
+
+#[tokio::test]
 async fn a_file_that_changed_between_attempts_is_not_mixed() {
     let mut bench = Bench::new().await;
     let path = bench.dir.path().join("in/big.csv");
     big_file(&path, 30_000);
     let first = job("j", "csv-import", &json!({"path": "big.csv"}));
     bench.stream.assign(&first).await;
-    loop {
-        let report = bench.stream.report().await;
-        if matches!(report.body, Some(Body::Checkpoint(_))) {
-            break;
-        }
-        bench.stream.answer(&report, ReportResult::Ok).await;
-    }
+    checkpoint(&mut bench.stream).await;
     // Held up by its window, the import stands still; it is called off there.
     bench.stream.cancel(&first, Duration::from_secs(20)).await;
     loop {

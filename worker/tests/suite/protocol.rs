@@ -426,7 +426,7 @@ async fn a_worker_that_shuts_down_gives_its_jobs_back() {
 async fn an_idle_worker_leaves_at_once_whether_an_engine_is_there_or_not() {
     let mut engine = Engine::start().await;
     for uri in [engine.uri(), "http://127.0.0.1:1".to_owned()] {
-        let worker = start(&[uri.clone()], vec![quick()]);
+        let worker = start(std::slice::from_ref(&uri), vec![quick()]);
         if uri == engine.uri() {
             engine.welcome().await;
         }

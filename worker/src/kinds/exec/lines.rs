@@ -18,15 +18,15 @@ use tidegate_proto::limits;
 /// How many secrets may be masked.
 const MAX_MASKS: usize = 100;
 
-/// Cuts a stream of bytes into lines of at most [`limits::MAX_LOG_BYTES`]; what exceeds that is dropped.
+/// Cuts a stream of bytes into lines of at most [`MAX_LINE`] bytes; what exceeds that is dropped.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     line: Vec<u8>,
-    /// Room for a line that is cut visibly, and for a directive's payload.
+    /// Whether something of `line` was dropped.
     overflow: bool,
 }
 
-/// The longest line that is kept for parsing: a custom event of the largest size must fit.
+/// The longest line that is kept for parsing: the largest result must fit. A log line is cut again when it is sent.
 const MAX_LINE: usize = limits::MAX_RESULT_BYTES + 256;
 
 impl Lines {

@@ -178,7 +178,7 @@ async fn supervise(
     group.signal(Signal::SIGTERM);
     let mut kill_at = Instant::now() + config.kill_after();
     if let (Stopped::Told, Some(reason)) = (why, job.stop_reason()) {
-        kill_at = kill_at.min(reason.deadline() - MARGIN);
+        kill_at = reason.deadline().checked_sub(MARGIN).map_or(kill_at, |latest| kill_at.min(latest));
     }
     tokio::select! {
         status = child.wait() => return Ok((status.map_err(lost)?, Some(why))),

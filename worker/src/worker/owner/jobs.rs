@@ -24,12 +24,8 @@ const LEAST_CANCEL_TIME: Duration = Duration::from_secs(2);
 
 impl Owner {
     pub(super) fn assigned(&mut self, assignment: v1::Assignment) {
-        let effects = self.session.assign(&assignment.job_id, &assignment.lease_token);
+        let Some(effects) = self.session.assign(&assignment.job_id, &assignment.lease_token) else { return };
         self.apply(effects);
-        if self.jobs.contains_key(&assignment.job_id) {
-            // The same lease once more: it runs already.
-            return;
-        }
         if !matches!(self.phase, Phase::Working) {
             self.unstarted.push(assignment);
             return;
