@@ -26,16 +26,18 @@ impl Owner {
     pub(super) fn assigned(&mut self, assignment: v1::Assignment) {
         let Some(effects) = self.session.assign(&assignment.job_id, &assignment.lease_token) else { return };
         self.apply(effects);
-        if !matches!(self.phase, Phase::Working) {
-            self.unstarted.push(assignment);
-            return;
-        }
-        if self.jobs.len() >= self.plan.capacity as usize {
+        let working = matches!(self.phase, Phase::Working);
+        let taken = if working { self.jobs.len() } else { self.unstarted.len() };
+        if taken >= self.plan.capacity as usize {
             self.end(
                 &assignment.job_id,
                 &assignment.lease_token,
                 released("every slot of the worker is taken"),
             );
+            return;
+        }
+        if !working {
+            self.unstarted.push(assignment);
             return;
         }
         let Some(handler) = self.plan.handlers.get(&assignment.kind).cloned() else {
