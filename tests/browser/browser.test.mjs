@@ -16,20 +16,21 @@ after(() => browser?.close());
 /** Runs a test with a stack and a page of its own; a failure prints what the processes said. */
 function withConsole(name, options, body) {
   test(name, async () => {
-    const stack = await startStack(options.stack);
     const { page, finish } = await openPage(browser, options);
+    let stack;
     try {
+      stack = await startStack(options.stack);
       const answer = await page.goto(stack.base);
       assert.match(answer.headers()['content-security-policy'], /^default-src 'self'/, 'the policy that the page must live with');
       await page.getByTestId('start').and(page.locator(':enabled')).waitFor();
       await body({ stack, page });
       await finish();
     } catch (error) {
-      console.error(stack.report());
+      console.error(stack?.report());
       throw error;
     } finally {
       await page.context().close();
-      await stack.stop();
+      await stack?.stop();
     }
   });
 }

@@ -5,7 +5,7 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { launch, openPage } from './browser.mjs';
-import { startStack, until } from './stack.mjs';
+import { startStack } from './stack.mjs';
 
 const OUT = join(import.meta.dirname, '../../docs/images');
 /** Oldest first: the newest card stands at the top left. */
@@ -20,26 +20,22 @@ const stack = await startStack();
 const browser = await launch();
 try {
   await mkdir(OUT, { recursive: true });
-  const views = [];
-  for (const colorScheme of ['light', 'dark']) views.push({ colorScheme, ...(await openPage(browser, { colorScheme })) });
-  await views[0].page.goto(stack.base);
-  const ids = await views[0].page.evaluate(async (inputs) => {
+  const { page, finish } = await openPage(browser);
+  await page.goto(stack.base);
+  const ids = await page.evaluate(async (inputs) => {
     const { submitJob } = await import('/client.js');
     const jobs = [];
     for (const input of inputs) jobs.push((await submitJob('demo', input)).jobId);
+    localStorage.setItem('tidegate.open', JSON.stringify(jobs));
     return jobs;
   }, JOBS);
-  for (const { page } of views) {
-    // Both pages have four streams: more than one browser profile has connections, but contexts do not share theirs.
-    await page.context().addInitScript((open) => localStorage.setItem('tidegate.open', JSON.stringify(open)), ids);
-    await page.goto(stack.base);
-  }
-  for (const { page, colorScheme, finish } of views) {
-    const status = (id) => page.locator(`[data-job-id="${id}"][data-testid=job-card]`).getAttribute('data-status');
-    await until('the third job has failed', async () => (await status(ids[2])) === 'FAILED');
+  await page.reload();
+  await page.locator(`[data-testid=recent-job][data-job-id="${ids[2]}"][data-status=FAILED]`).waitFor();
+  for (const colorScheme of ['light', 'dark']) {
+    await page.emulateMedia({ colorScheme });
     await page.screenshot({ path: join(OUT, `console-${colorScheme}.png`) });
-    await finish();
   }
+  await finish();
 } finally {
   await browser.close();
   await stack.stop();

@@ -41,6 +41,11 @@ async function freePort() {
   return port;
 }
 
+/** Children that run; none outlives this process, however it ends. */
+const alive = new Set();
+process.on('exit', () => { for (const child of alive) child.kill('SIGKILL'); });
+for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => process.exit(1));
+
 class Process {
   output = '';
   #child = null;
@@ -55,6 +60,8 @@ class Process {
     if (!existsSync(path)) throw new Error(`${path} is missing: build the workspace first, or set TIDEGATE_BIN_DIR`);
     const child = spawn(path, this.args, { stdio: ['ignore', 'pipe', 'pipe'], env: { PATH: process.env.PATH, RUST_LOG: process.env.RUST_LOG ?? 'info' } });
     this.#child = child;
+    alive.add(child);
+    child.once('exit', () => alive.delete(child));
     let ended = '';
     this.#exited = new Promise((done) => {
       child.once('error', (error) => done((ended = String(error))));
@@ -103,7 +110,7 @@ export async function startStack({ allInOne = false, capacity = 8 } = {}) {
     gateway: allInOne ? whole : gateway,
     worker: allInOne ? whole : worker,
     async stop() {
-      for (const process of processes.toReversed()) await process.stop('SIGKILL');
+      for (const part of processes.toReversed()) await part.stop('SIGKILL');
       await rm(dir, { recursive: true, force: true });
     },
     report() {
@@ -111,7 +118,7 @@ export async function startStack({ allInOne = false, capacity = 8 } = {}) {
     },
   };
   try {
-    for (const process of processes) await process.start();
+    for (const part of processes) await part.start();
   } catch (error) {
     await stack.stop();
     throw error;
