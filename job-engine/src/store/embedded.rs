@@ -10,6 +10,7 @@ mod clock;
 mod committer;
 mod disk;
 mod index;
+mod journal;
 
 use std::{
     collections::HashMap,

@@ -93,7 +93,7 @@ async fn write_on(store: &EmbeddedStore, writer: usize) -> StoreError {
 }
 
 fn event(name: &str, life: u64, seq: u64) -> String {
-    let size = if seq % 20 == 0 { 9000 } else { 40 };
+    let size = if seq.is_multiple_of(20) { 9000 } else { 40 };
     format!("{name} {life} {seq} {}", "x".repeat(size))
 }
 
@@ -112,8 +112,9 @@ async fn child_writes_until_it_is_killed() {
         let refused = store.commit(commit("new", absent("e"), "", &["x"])).await;
         assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     }
-    let there = store.load(vec!["w0".into()]).await.expect("what was stored can still be read");
-    assert!(there[0].is_some());
+    let names = (0..WRITERS).map(|writer| format!("w{writer}")).collect();
+    let there = store.load(names).await.expect("what was stored can still be read");
+    assert!(there.iter().any(Option::is_some));
     println!("refused");
 }
 
@@ -297,8 +298,11 @@ async fn torn_journal_keeps_every_older_commit() {
     let written = std::fs::read(&journal).expect("the journal");
     let end = written.iter().rposition(|b| *b != 0).expect("something was written") + 1;
     let mut kept = Vec::new();
-    for (i, back) in [0, 1, 5, 13, 60, 100, 150, 300, 1000, 5000, 9000, 20_000].into_iter().enumerate() {
+    for (i, back) in [0, 1, 5, 13, 60, 100, 150, 300, 1000, 5000, 9000].into_iter().enumerate() {
         for damage in [Damage::CutOff, Damage::Zeros, Damage::Noise, Damage::OneByte] {
+            if matches!(damage, Damage::OneByte) && back > 150 {
+                continue; // not in the last batch any more: see the test below
+            }
             let dir = tempfile::tempdir().expect("a scratch directory");
             copy(made.path(), dir.path());
             let journal = newest_journal(&dir.path().join("log"));
@@ -316,11 +320,7 @@ async fn torn_journal_keeps_every_older_commit() {
             }
             // What is not torn is all there.
             let lost = (back as u64).div_ceil(110);
-            assert!(
-                now.head.seq + lost + 1 >= N.min(N),
-                "{damage:?} of {back} bytes lost {}",
-                N - now.head.seq
-            );
+            assert!(now.head.seq + lost + 1 >= N, "{damage:?} of {back} bytes lost {}", N - now.head.seq);
             if i == 0 {
                 assert_eq!(now.head.seq, N);
             }
@@ -329,6 +329,31 @@ async fn torn_journal_keeps_every_older_commit() {
         }
     }
     assert!(kept.iter().any(|seq| *seq < N), "no damage had an effect");
+}
+
+#[tokio::test]
+async fn damage_before_whole_commits_is_told_rather_than_cut_off() {
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    let store = open(dir.path());
+    let mut expect = absent("1");
+    for i in 1..=10 {
+        let text = event("a", 1, i);
+        expect = Expect::At(must(&*store, commit("a", expect, "s", &[&text])).await);
+    }
+    drop(store);
+    let journal = newest_journal(&dir.path().join("log"));
+    let mut bytes = std::fs::read(&journal).expect("the journal");
+    let needle = event("a", 1, 5).into_bytes();
+    let at = bytes.windows(needle.len()).position(|w| w == needle).expect("the event is in the journal");
+    bytes[at + needle.len() - 1] ^= 1;
+    std::fs::write(&journal, &bytes).expect("it is written");
+    let refused = EmbeddedStore::open(dir.path(), Durability::Buffer).err().expect("it is refused");
+    let text = refused.to_string();
+    assert!(
+        matches!(refused, StoreError::Damaged(_)) && text.contains(&*dir.path().to_string_lossy()),
+        "{text}"
+    );
+    assert!(std::fs::read(&journal).expect("the journal")[at..] == bytes[at..], "nothing was thrown away");
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -346,7 +371,7 @@ impl Damage {
             Self::CutOff => bytes.truncate(from),
             Self::Zeros => bytes[from..end].fill(0),
             Self::Noise => {
-                bytes[from..end].iter_mut().zip((0..=255).cycle()).for_each(|(b, noise)| *b ^= noise | 1)
+                bytes[from..end].iter_mut().zip((0..=255).cycle()).for_each(|(b, noise)| *b ^= noise | 1);
             }
             Self::OneByte => bytes[from..end].iter_mut().take(1).for_each(|b| *b ^= 0x55),
         }

@@ -57,9 +57,12 @@ enum Call {
 /// `None` removes, zero hours is due at once.
 type Move = (usize, usize, Option<u64>);
 
+/// Numbered events.
+type Log = Vec<(u64, Bytes)>;
+
 #[derive(Default)]
 struct Model {
-    streams: BTreeMap<&'static str, (Snapshot, Vec<(u64, Bytes)>)>,
+    streams: BTreeMap<&'static str, (Snapshot, Log)>,
     /// By index and member: due not before, and not after.
     due: BTreeMap<(&'static str, &'static str), (u64, u64)>,
     commits: u64,

@@ -21,6 +21,7 @@ use std::{
 use bytes::{Buf as _, BufMut as _, Bytes};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as _, UserValue};
 
+use super::journal;
 use crate::store::{Entry, Head, Page, Snapshot, StoreError};
 
 /// The layout above. A store that was written by a newer program is refused.
@@ -96,10 +97,25 @@ impl Disk {
             drop((meta, db));
             std::fs::rename(&aside, &path).and_then(|()| File::open(dir)?.sync_all()).map_err(|e| at(&e))?;
         }
-        let (db, [states, log, index, meta]) = open_database(&path).map_err(|e| match typed(&e) {
-            StoreError::Damaged(text) => StoreError::Damaged(format!("{}: {text}", dir.display())),
-            other => at(&other),
-        })?;
+        // What lies there is input: fjall answers some of what it does not expect with a panic.
+        let attempt = || std::panic::catch_unwind(|| open_database(&path));
+        let mut opened = attempt();
+        if matches!(&opened, Err(_) | Ok(Err(fjall::Error::JournalRecovery(_))))
+            && let Some(bytes) =
+                journal::cut_torn_end(&path, &dir.join("torn-journal")).map_err(|e| at(&e))?
+        {
+            tracing::warn!(bytes, dir = %dir.display(), "cut the torn end off the journal; it is in torn-journal");
+            opened = attempt();
+        }
+        let damaged = |text: &str| StoreError::Damaged(format!("{}: {text}", dir.display()));
+        let (db, [states, log, index, meta]) = match opened {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(e)) => match typed(&e) {
+                StoreError::Damaged(text) => return Err(damaged(&text)),
+                other => return Err(at(&other)),
+            },
+            Err(_) => return Err(damaged("opening it ended in a panic")),
+        };
         let disk = Self { states, log, index, meta, db, dir: dir.to_owned(), _lock: lock };
         match disk.number("format")? {
             Some(FORMAT) => disk.recall(),
