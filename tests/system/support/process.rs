@@ -44,11 +44,6 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// The process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// SIGKILL to the whole group: no chance to say goodbye.
     pub(crate) fn kill(&mut self) {
         self.signal(Signal::SIGKILL);

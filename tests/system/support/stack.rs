@@ -39,7 +39,7 @@ pub(crate) struct Stack {
     pub(crate) gateway: Process,
     pub(crate) worker: Process,
     pub(crate) engine: Process,
-    pub(crate) redis: Option<Process>,
+    _redis: Option<Process>,
     pub(crate) client: Client,
     /// Addresses as `host:port`.
     pub(crate) http: String,
@@ -91,7 +91,7 @@ impl Stack {
         let gateway = gateway.into_iter().chain(options.gateway).collect();
         let gateway = Process::start("gateway", &binary("edge-gateway"), gateway, dir);
         let worker = Process::start("worker", &binary("tidegate-worker"), worker, dir);
-        let mut stack = Self { gateway, worker, engine, redis, client, http, gateway_admin, scratch };
+        let mut stack = Self { gateway, worker, engine, _redis: redis, client, http, gateway_admin, scratch };
         stack.ready().await;
         stack
     }
