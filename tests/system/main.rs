@@ -12,3 +12,4 @@ mod resume;
 mod steer;
 mod support;
 mod viewers;
+mod whole;
