@@ -13,7 +13,7 @@
 //! ```no_run
 //! use futures_util::{FutureExt as _, future::BoxFuture};
 //! use serde_json::json;
-//! use tidegate_worker::{JobContext, JobError, JobHandler, JobResult, Offer, Worker};
+//! use tidegate_worker::{JobContext, JobHandler, JobResult, Offer, Progress};
 //!
 //! struct Count;
 //!
@@ -29,12 +29,11 @@
 //!
 //!     fn run(&self, job: JobContext) -> BoxFuture<'_, JobResult> {
 //!         async move {
-//!             let to: u32 = job.input()?;
-//!             for n in 1..=to {
-//!                 if job.is_cancelled() {
-//!                     return Err(JobError::Cancelled);
-//!                 }
-//!                 job.info(format!("{n}")).await;
+//!             let to: u64 = job.input()?;
+//!             let saved = job.last_checkpoint().and_then(|(_, at)| str::from_utf8(at).ok()?.parse().ok());
+//!             for n in saved.unwrap_or(0) + 1..=to {
+//!                 job.progress(Progress { done: Some(n), total: Some(to), ..Progress::default() }).await;
+//!                 job.checkpoint("counted", n.to_string()).await?; // returns once it is stored
 //!             }
 //!             Ok(json!(to))
 //!         }
@@ -42,6 +41,7 @@
 //!     }
 //! }
 //!
+//! # use tidegate_worker::Worker;
 //! # async fn example() {
 //! let worker = Worker::builder(["http://127.0.0.1:50051"]).handler(Count).build().expect("a sound description");
 //! worker.run(tokio_util::sync::CancellationToken::new()).await;
@@ -82,3 +82,8 @@ pub async fn run(
     worker.run(shutdown).await;
     Ok(())
 }
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
