@@ -5,9 +5,8 @@ use std::{sync::Arc, time::Duration};
 use axum::{Router, extract::State, routing::get};
 use http::{StatusCode, header};
 use tidegate_proto::v1::ListKindsRequest;
-use tonic::Code;
 
-use crate::{drain::Drain, engine::Engine, metrics::Metrics};
+use crate::{drain::Drain, engine::Engine, metrics::Metrics, problem::Problem, sse::Goodbye};
 
 /// How long the engine may take to prove that it is there.
 const PROBE: Duration = Duration::from_secs(2);
@@ -42,7 +41,7 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
         admin.engine.call(ListKindsRequest {}, |mut client, r| async move { client.list_kinds(r).await });
     match tokio::time::timeout(PROBE, probe).await {
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the engine is too slow\n"),
-        Ok(Err(status)) if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) => {
+        Ok(Err(status)) if Problem::from(status.clone()).goodbye() == Some(Goodbye::EngineUnavailable) => {
             (StatusCode::SERVICE_UNAVAILABLE, "the engine does not answer\n")
         }
         Ok(_) => (StatusCode::OK, "ready\n"),

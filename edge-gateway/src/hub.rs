@@ -385,3 +385,6 @@ impl std::ops::Deref for User {
         &self.0
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,8 +33,7 @@ use tokio::{
 
 use crate::{
     admin::Admin, config::ConfigErrors, drain::Drain, engine::Engine, hub::Registry, metrics::Metrics,
-    routes::App,
-    serve::Limits,
+    routes::App, serve::Limits,
 };
 pub use crate::{config::Config, hub::Timing};
 

@@ -70,7 +70,12 @@ pub(crate) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves connections until the drain begins, and answers those that are still open then.
-pub(crate) async fn accept(listener: TcpListener, router: Router, limits: Limits, drain: Drain) -> JoinSet<()> {
+pub(crate) async fn accept(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    drain: Drain,
+) -> JoinSet<()> {
     let permits = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
     let mut connections = JoinSet::new();
     let mut pause = Duration::ZERO;

@@ -100,7 +100,10 @@ async fn e26_what_is_trimmed_under_a_running_viewer_becomes_a_gap() {
     let gap = answer.expect("gap").await;
     assert_eq!(gap.id.as_deref(), Some("8-q7x2ma"));
     let data = gap.json();
-    assert_eq!((data["from"].as_u64(), data["to"].as_u64(), data["reason"].as_str()), (Some(4), Some(8), Some("trimmed")));
+    assert_eq!(
+        (data["from"].as_u64(), data["to"].as_u64(), data["reason"].as_str()),
+        (Some(4), Some(8), Some("trimmed"))
+    );
     assert_eq!(data["snapshot"]["jobId"], JOB);
     assert_eq!(numbers(&answer.take(2).await), [9, 10]);
 }

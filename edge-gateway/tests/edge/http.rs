@@ -80,7 +80,10 @@ async fn e15_methods_and_types_are_answered_as_documented() {
         assert_eq!(answer.json().await["type"], "/problems/method-not-allowed");
     }
     let mut answer = edge.watch("accept: text/html\r\n").await;
-    assert_eq!((answer.status, answer.json().await["type"].as_str()), (406, Some("/problems/not-acceptable")));
+    assert_eq!(
+        (answer.status, answer.json().await["type"].as_str()),
+        (406, Some("/problems/not-acceptable"))
+    );
     let mut answer = edge.watch("accept: application/json\r\n").await;
     assert_eq!((answer.status, answer.json().await["jobId"].as_str()), (200, Some(JOB)));
     let mut answer = edge.get("/nothing", "").await;
@@ -167,8 +170,10 @@ async fn e39_a_viewer_that_leaves_frees_its_stream_and_the_upstream_but_not_the_
     assert!(edge.metric("tidegate_gateway_streams").await == 1.0);
     drop(answer);
     until("the stream is gone", async || edge.metric("tidegate_gateway_streams").await == 0.0).await;
-    until("the upstream is cancelled", async || engine.counts().open.load(std::sync::atomic::Ordering::SeqCst) == 0)
-        .await;
+    until("the upstream is cancelled", async || {
+        engine.counts().open.load(std::sync::atomic::Ordering::SeqCst) == 0
+    })
+    .await;
     engine.append(complete()); // the job still goes on
     let events = edge.watch("").await.rest().await;
     assert_eq!(events.last().unwrap().event, "complete");
@@ -184,5 +189,6 @@ async fn the_operators_port_is_not_the_public_one() {
     }
     engine.kill();
     assert_eq!(client::request(edge.admin, "GET", "/healthz", "", "").await.status, 200);
-    assert_eq!(client::request(edge.admin, "GET", "/readyz", "", "").await.status, 503);
+    until("unready", async || client::request(edge.admin, "GET", "/readyz", "", "").await.status == 503)
+        .await;
 }

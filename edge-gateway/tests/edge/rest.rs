@@ -32,7 +32,8 @@ async fn a_job_is_submitted_shown_listed_cancelled() {
     let answer = client::request(edge.addr, "DELETE", &format!("/api/jobs/{JOB}"), "", "").await;
     assert_eq!(answer.status, 204);
     let kinds = edge.get("/api/kinds", "").await.json().await;
-    let kind = json!({"kind": "demo", "description": "Pretends.", "inputSchema": {"type": "object"}, "live": true});
+    let kind =
+        json!({"kind": "demo", "description": "Pretends.", "inputSchema": {"type": "object"}, "live": true});
     assert_eq!(kinds["kinds"], json!([kind]));
 }
 
@@ -59,7 +60,11 @@ async fn bad_input_gets_its_problem_and_disturbs_nothing() {
         let mut answer = edge.post("/api/jobs", body).await;
         let problem = answer.json().await;
         assert_eq!(answer.headers["content-type"], "application/problem+json");
-        assert_eq!((answer.status, &problem["type"]), (status, &json!(format!("/problems/{slug}"))), "{problem}");
+        assert_eq!(
+            (answer.status, &problem["type"]),
+            (status, &json!(format!("/problems/{slug}"))),
+            "{problem}"
+        );
         assert_eq!(problem["status"], status);
         assert!(problem["title"].is_string() && problem["detail"].is_string());
     }
@@ -72,11 +77,17 @@ async fn bad_input_gets_its_problem_and_disturbs_nothing() {
     for path in ["/api/jobs/x", "/api/jobs/x/cancel", "/api/progress/x"] {
         let method = if path.ends_with("cancel") { "POST" } else { "GET" };
         let mut answer = client::request(edge.addr, method, path, "", "").await;
-        assert_eq!((answer.status, answer.json().await["type"].as_str()), (400, Some("/problems/malformed-job-id")));
+        assert_eq!(
+            (answer.status, answer.json().await["type"].as_str()),
+            (400, Some("/problems/malformed-job-id"))
+        );
     }
     for query in ["status=nonsense", "limit=x", "more=1"] {
         let mut answer = edge.get(&format!("/api/jobs?{query}"), "").await;
-        assert_eq!((answer.status, answer.json().await["type"].as_str()), (400, Some("/problems/invalid-argument")));
+        assert_eq!(
+            (answer.status, answer.json().await["type"].as_str()),
+            (400, Some("/problems/invalid-argument"))
+        );
     }
     engine.append(crate::support::engine::log("undisturbed"));
     assert_eq!(witness.take(1).await.len(), 1);

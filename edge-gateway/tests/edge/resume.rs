@@ -15,7 +15,10 @@ async fn e34_every_cursor_of_a_finished_job_resumes_exactly_and_the_last_one_giv
     for k in 0..30 {
         let mut answer = edge.watch(&format!("last-event-id: {k}-q7x2ma\r\n")).await;
         let connected = answer.expect("connected").await.json();
-        assert_eq!((connected["resumed"].as_bool(), connected["status"].as_str()), (Some(true), Some("COMPLETED")));
+        assert_eq!(
+            (connected["resumed"].as_bool(), connected["status"].as_str()),
+            (Some(true), Some("COMPLETED"))
+        );
         let events = answer.rest().await;
         assert_eq!(numbers(&events), (k + 1..=30).collect::<Vec<_>>());
         assert_eq!(events.last().unwrap().event, "complete");
@@ -71,9 +74,15 @@ async fn e23_malformed_cursors_are_refused() {
         assert_eq!(answer.json().await["type"], "/problems/malformed-cursor", "{bad}");
     }
     let mut answer = edge.get(&format!("/api/progress/{JOB}?lastEventId=%24"), "").await;
-    assert_eq!((answer.status, answer.json().await["type"].as_str()), (400, Some("/problems/malformed-cursor")));
+    assert_eq!(
+        (answer.status, answer.json().await["type"].as_str()),
+        (400, Some("/problems/malformed-cursor"))
+    );
     let mut answer = edge.get("/api/progress/nonsense", "").await;
-    assert_eq!((answer.status, answer.json().await["type"].as_str()), (400, Some("/problems/malformed-job-id")));
+    assert_eq!(
+        (answer.status, answer.json().await["type"].as_str()),
+        (400, Some("/problems/malformed-job-id"))
+    );
 }
 
 #[tokio::test]
@@ -109,11 +118,17 @@ async fn e26_a_trimmed_cursor_is_told_what_is_missing() {
     engine.trim(11);
     let mut answer = edge.watch("last-event-id: 3-q7x2ma\r\n").await;
     let connected = answer.expect("connected").await.json();
-    assert_eq!((connected["resumed"].as_bool(), connected["cursor"].as_str()), (Some(false), Some("10-q7x2ma")));
+    assert_eq!(
+        (connected["resumed"].as_bool(), connected["cursor"].as_str()),
+        (Some(false), Some("10-q7x2ma"))
+    );
     let gap = answer.expect("gap").await;
     assert_eq!(gap.id.as_deref(), Some("10-q7x2ma"));
     let data = gap.json();
-    assert_eq!((data["from"].as_u64(), data["to"].as_u64(), data["reason"].as_str()), (Some(4), Some(10), Some("trimmed")));
+    assert_eq!(
+        (data["from"].as_u64(), data["to"].as_u64(), data["reason"].as_str()),
+        (Some(4), Some(10), Some("trimmed"))
+    );
     assert_eq!(numbers(&answer.take(10).await), (11..=20).collect::<Vec<_>>());
     // Without a cursor nothing is missing, and one at the edge is exact.
     let mut answer = edge.watch("").await;

@@ -71,7 +71,12 @@ impl Edge {
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = client::request(self.admin, "GET", "/metrics", "", "").await.text().await;
         let line = text.lines().find(|line| line.split(' ').next() == Some(name));
-        line.unwrap_or_else(|| panic!("no metric {name} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+        line.unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
+            .rsplit(' ')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 
     /// Begins the drain.

@@ -116,7 +116,8 @@ impl Answer {
     pub(crate) async fn take(&mut self, count: usize) -> Vec<Event> {
         let mut events = Vec::new();
         while events.len() < count {
-            let event = self.next().await.unwrap_or_else(|| panic!("ended after {} of {count}", events.len()));
+            let event =
+                self.next().await.unwrap_or_else(|| panic!("ended after {} of {count}", events.len()));
             events.extend(Some(event).filter(|event| event.id.is_some()));
         }
         events
@@ -130,6 +131,21 @@ impl Answer {
         }
         assert!(self.ended_cleanly(), "the stream was cut");
         events
+    }
+
+    /// Reads the body to its clean end and compares it with `expected` on the way, keeping none of it.
+    pub(crate) async fn expect_bytes(&mut self, expected: &[u8]) {
+        let mut at = 0;
+        loop {
+            let body = std::mem::take(&mut self.body);
+            self.seen.clear();
+            assert!(expected[at..].starts_with(&body), "another byte within {at}..{}", at + body.len());
+            at += body.len();
+            if !self.more().await {
+                break;
+            }
+        }
+        assert!(at == expected.len() && self.ended_cleanly(), "ended at {at} of {}", expected.len());
     }
 
     /// The whole body as text.

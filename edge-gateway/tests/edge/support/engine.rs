@@ -121,13 +121,18 @@ impl ScriptedEngine {
 
     fn serve(&self, listener: std::net::TcpListener) {
         listener.set_nonblocking(true).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let shared = Arc::clone(&self.shared);
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
             let service = JobServiceServer::new(Service(shared));
-            tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming)
+                .await
+                .unwrap();
         });
         *self.runtime.lock() = Running(Some(runtime));
     }
@@ -303,7 +308,8 @@ struct Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        let _ = self.shared.counts.open.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        let _ =
+            self.shared.counts.open.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
     }
 }
 
@@ -355,7 +361,10 @@ impl Follower {
 impl JobService for Service {
     type WatchJobStream = Pin<Box<dyn Stream<Item = Result<WatchJobResponse, Status>> + Send>>;
 
-    async fn watch_job(&self, request: Request<WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+    async fn watch_job(
+        &self,
+        request: Request<WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
         let request = request.into_inner();
         let (job, first) = self.job(&request.job_id, |log| (log.job(&request.job_id), log.first()))?;
         self.0.counts.watches.fetch_add(1, Ordering::SeqCst);
@@ -366,12 +375,18 @@ impl JobService for Service {
             let tail = if request.tail > 0 { job.last_seq.saturating_sub(request.tail.into()) } else { 0 };
             (CursorOutcome::Fresh, oldest.max(tail))
         } else {
-            let cursor: Cursor = request.cursor.parse().map_err(|_| refusal(Code::InvalidArgument, "MALFORMED_CURSOR"))?;
+            let cursor: Cursor =
+                request.cursor.parse().map_err(|_| refusal(Code::InvalidArgument, "MALFORMED_CURSOR"))?;
             if cursor.epoch != job.epoch || cursor.seq > job.last_seq {
                 (CursorOutcome::Reset, oldest)
             } else if cursor.seq < oldest {
                 let snapshot = Some(job.clone());
-                gap = Some(Gap { from_seq: cursor.seq + 1, to_seq: oldest, reason: "trimmed".into(), snapshot });
+                gap = Some(Gap {
+                    from_seq: cursor.seq + 1,
+                    to_seq: oldest,
+                    reason: "trimmed".into(),
+                    snapshot,
+                });
                 (CursorOutcome::Trimmed, cursor.seq)
             } else {
                 (CursorOutcome::Exact, cursor.seq)
@@ -398,7 +413,10 @@ impl JobService for Service {
         Ok(Response::new(Box::pin(stream)))
     }
 
-    async fn read_events(&self, request: Request<ReadEventsRequest>) -> Result<Response<ReadEventsResponse>, Status> {
+    async fn read_events(
+        &self,
+        request: Request<ReadEventsRequest>,
+    ) -> Result<Response<ReadEventsResponse>, Status> {
         let request = request.into_inner();
         self.0.counts.reads.fetch_add(1, Ordering::SeqCst);
         let mut changed = self.0.changed.subscribe();
@@ -413,7 +431,8 @@ impl JobService for Service {
                 bytes += prost::Message::encoded_len(event);
                 before == 0 || bytes <= 256 * 1024
             };
-            let events = log.events.range(request.after_seq + 1..).take(limit).map(|(_, event)| event.clone());
+            let events =
+                log.events.range(request.after_seq + 1..).take(limit).map(|(_, event)| event.clone());
             ReadEventsResponse {
                 events: events.take_while(fits).collect(),
                 first_seq: log.first(),
@@ -430,7 +449,10 @@ impl JobService for Service {
         Ok(Response::new(GetJobResponse { job: Some(job) }))
     }
 
-    async fn submit_job(&self, request: Request<SubmitJobRequest>) -> Result<Response<SubmitJobResponse>, Status> {
+    async fn submit_job(
+        &self,
+        request: Request<SubmitJobRequest>,
+    ) -> Result<Response<SubmitJobResponse>, Status> {
         let request = request.into_inner();
         match request.kind.as_str() {
             "demo" => {}
@@ -439,7 +461,11 @@ impl JobService for Service {
             _ => {
                 let known = HashMap::from([("known".to_owned(), "csv-import,demo".to_owned())]);
                 let details = ErrorDetails::with_error_info("UNKNOWN_KIND", "tidegate", known);
-                return Err(Status::with_error_details(Code::InvalidArgument, "no worker offers it", details));
+                return Err(Status::with_error_details(
+                    Code::InvalidArgument,
+                    "no worker offers it",
+                    details,
+                ));
             }
         }
         let job = Job {
@@ -450,7 +476,10 @@ impl JobService for Service {
         Ok(Response::new(SubmitJobResponse { job: Some(job), created: request.idempotency_key.is_empty() }))
     }
 
-    async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
+    async fn list_jobs(
+        &self,
+        request: Request<ListJobsRequest>,
+    ) -> Result<Response<ListJobsResponse>, Status> {
         let request = request.into_inner();
         let job = self.job(JOB, |log| log.job(JOB))?;
         let wanted = request.states.is_empty() || request.states.contains(&job.state);
@@ -458,7 +487,10 @@ impl JobService for Service {
         Ok(Response::new(ListJobsResponse { jobs, next_page_token: "more".into() }))
     }
 
-    async fn cancel_job(&self, request: Request<CancelJobRequest>) -> Result<Response<CancelJobResponse>, Status> {
+    async fn cancel_job(
+        &self,
+        request: Request<CancelJobRequest>,
+    ) -> Result<Response<CancelJobResponse>, Status> {
         let request = request.into_inner();
         let mut job = self.owned(&request.job_id, request.caller.as_ref())?;
         job.cancel_requested =
@@ -466,12 +498,18 @@ impl JobService for Service {
         Ok(Response::new(CancelJobResponse { job: Some(job) }))
     }
 
-    async fn retry_job(&self, request: Request<RetryJobRequest>) -> Result<Response<RetryJobResponse>, Status> {
+    async fn retry_job(
+        &self,
+        request: Request<RetryJobRequest>,
+    ) -> Result<Response<RetryJobResponse>, Status> {
         self.owned(&request.into_inner().job_id, None)?;
         Err(refusal(Code::FailedPrecondition, "STATE_FORBIDS"))
     }
 
-    async fn delete_job(&self, request: Request<DeleteJobRequest>) -> Result<Response<DeleteJobResponse>, Status> {
+    async fn delete_job(
+        &self,
+        request: Request<DeleteJobRequest>,
+    ) -> Result<Response<DeleteJobResponse>, Status> {
         self.owned(&request.into_inner().job_id, None)?;
         Ok(Response::new(DeleteJobResponse {}))
     }
