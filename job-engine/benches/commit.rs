@@ -1,5 +1,6 @@
 //! Commits a second: one event of 120 bytes, a state of 600 bytes and one index change each, by many callers at once.
 //!
+//! Run it on an idle machine: server, callers and store share its cores.
 //! Redis stands beside bare `XADD`s of the same event on the same server, through the same client library, so that
 //! the ratio says what the store costs: once sent in explicit pipelines of as many as there are callers, once by as
 //! many callers who each wait for their answer. Run with

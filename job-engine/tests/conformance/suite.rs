@@ -418,10 +418,10 @@ pub(crate) async fn claim_takes_the_due_soonest_first(s: &Subject) {
     let store = &*s.store;
     assert!(store.claim("i", 10, HOUR).await.expect("an answer").is_empty());
     for member in ["c", "a", "b"] {
-        let before = store.now_ms();
         must_index(store, "s", vec![put("i", member, Duration::ZERO), put("i", "later", HOUR)]).await;
+        let put_before = store.now_ms();
         // Let the clock move on, so that their order is that of their due times.
-        eventually("the clock moves", async || (store.now_ms() > before + 1).then_some(())).await;
+        eventually("the clock moves", async || (store.now_ms() > put_before + 1).then_some(())).await;
     }
     assert!(store.claim("i", 0, HOUR).await.expect("an answer").is_empty());
     assert_eq!(store.claim("i", 2, HOUR).await.expect("an answer"), ["c", "a"]);
