@@ -1,7 +1,8 @@
 //! What one delivered event costs the gateway, against a bare loop of `write` calls. Run it with
 //!
 //! ```text
-//! cargo bench -p edge-gateway --bench fanout
+//! cargo bench -p edge-gateway --bench fanout             # all cases
+//! cargo bench -p edge-gateway --bench fanout -- 100      # those with 100 viewers
 //! ```
 //!
 //! Four parts: this process runs the real gateway (and, at other times, the bare loop), so that its CPU time can be
@@ -71,7 +72,11 @@ fn bench() {
     );
     println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     let mut idle = None;
+    let wanted: Vec<usize> = env::args().filter_map(|arg| arg.parse().ok()).collect();
     for (count, events, rate) in CASES {
+        if !wanted.is_empty() && !wanted.contains(&count) {
+            continue;
+        }
         let ours = run_gateway(&mut engine, gateway, count, events, rate);
         let bare = run_bare(count, events, rate);
         let deliveries = f64::from(events) * count as f64;

@@ -32,6 +32,8 @@ pub(crate) enum Problem {
     UnknownKind { detail: String, known: Vec<String> },
     #[error("the body is larger than {limit} bytes")]
     BodyTooLarge { limit: usize },
+    #[error("the request took too long to arrive")]
+    RequestTimeout,
     #[error("a page of another site may not call this address")]
     CrossOrigin,
     #[error("there is no such job, or it is not yours")]
@@ -82,6 +84,7 @@ impl Problem {
             Self::InvalidArgument { .. } => ("invalid-argument", S::BAD_REQUEST, "Invalid argument"),
             Self::UnknownKind { .. } => ("unknown-kind", S::BAD_REQUEST, "Unknown kind of job"),
             Self::BodyTooLarge { .. } => ("body-too-large", S::PAYLOAD_TOO_LARGE, "Body too large"),
+            Self::RequestTimeout => ("request-timeout", S::REQUEST_TIMEOUT, "Request timeout"),
             Self::CrossOrigin => ("cross-origin", S::FORBIDDEN, "Cross-origin request"),
             Self::JobNotFound => ("job-not-found", S::NOT_FOUND, "Job not found"),
             Self::MalformedJobId => ("malformed-job-id", S::BAD_REQUEST, "Malformed job id"),

@@ -1,6 +1,9 @@
 //! The whole public surface, and the layers around it.
 
-use std::time::Instant;
+use std::{
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -9,14 +12,18 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use tower_http::catch_panic::CatchPanicLayer;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{console, engine::Engine, hub::Registry, jobs, problem::Problem, progress};
 
 /// The largest request body, in bytes.
 pub(crate) const MAX_BODY_BYTES: usize = 512 * 1024;
+
+/// How long a request that changes something may take, its body included.
+const SLOWEST: Duration = Duration::from_secs(30);
 
 /// The name under which a request appears in the log and in its answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -41,12 +48,11 @@ pub(crate) fn router(app: App) -> Router {
         .fallback(any(async || Problem::NotFound))
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .layer(CatchPanicLayer::custom(|_| Problem::Internal.into_response()))
         .layer(middleware::from_fn(observe))
         .with_state(app)
 }
 
-/// Names, guards and logs each request. No time limit: streams pass here, too.
+/// Names, guards and logs each request.
 async fn observe(mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = request.headers().get(REQUEST_ID).filter(|id| is_request_id(id)).cloned();
@@ -57,7 +63,15 @@ async fn observe(mut request: Request, next: Next) -> Response {
     let mut response = if is_foreign(&method, request.headers()) {
         Problem::CrossOrigin.into_response()
     } else {
-        next.run(request).await
+        // By hand and not by a layer, which would wrap the bodies of streams, too.
+        let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+        // Only what has a body may be late; streams are answers to GET.
+        let late = if method.is_safe() { Duration::MAX } else { SLOWEST };
+        match timeout(late, answer).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(_panic)) => Problem::Internal.into_response(),
+            Err(_) => Problem::RequestTimeout.into_response(),
+        }
     };
     // Without the query: it may carry cursors, later tickets.
     tracing::info!(

@@ -23,7 +23,7 @@ use crate::{engine::Engine, sse};
 const PAGE: u64 = 256;
 /// How many pages a hub keeps.
 const CACHED: usize = 8;
-/// How often a page is asked for while the engine is away; with the pauses between, about half a minute.
+/// How often a page is asked for while the engine is away; the pauses between add up to a quarter of a minute.
 const TRIES: u32 = 8;
 
 /// One page of a log, ready to be sent.

@@ -88,6 +88,20 @@ async fn j24_a_lost_log_resets_all_viewers_in_band() {
 }
 
 #[tokio::test]
+async fn j23_a_lost_tail_voids_what_viewers_have_seen_of_it() {
+    let engine = ScriptedEngine::start();
+    let edge = Edge::start(&engine);
+    engine.log_to(9);
+    let mut answer = viewer(&edge, 9).await;
+    engine.lose_tail(4);
+    assert_eq!(answer.expect("gap").await.json()["reason"], "reset");
+    engine.append(log("another fifth event"));
+    let events = answer.take(5).await;
+    assert_eq!(numbers(&events), [1, 2, 3, 4, 5]);
+    assert_eq!(events[4].data, "\"another fifth event\"");
+}
+
+#[tokio::test]
 async fn e26_what_is_trimmed_under_a_running_viewer_becomes_a_gap() {
     let engine = ScriptedEngine::start();
     let edge = Edge::start(&engine);

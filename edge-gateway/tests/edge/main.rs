@@ -2,6 +2,8 @@
 //!
 //! Each test starts its own pair. Nothing sleeps in place of a condition; every wait has a deadline.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 mod drain;
 mod fanout;
 mod faults;

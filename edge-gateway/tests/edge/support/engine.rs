@@ -224,6 +224,16 @@ impl ScriptedEngine {
         self.break_streams();
     }
 
+    /// Forgets the events after `last`, as a failover may, and goes on under the same epoch.
+    pub(crate) fn lose_tail(&self, last: u64) {
+        let mut jobs = self.shared.jobs.lock();
+        let log = jobs.get_mut(JOB).unwrap();
+        log.events.split_off(&(last + 1));
+        log.last = last;
+        drop(jobs);
+        self.break_streams();
+    }
+
     pub(crate) fn give_to(&self, owner: &str) {
         self.shared.jobs.lock().get_mut(JOB).unwrap().owner = owner.into();
     }
