@@ -132,7 +132,8 @@ pub fn bar(data: &Value) -> Bar {
     {
         parts.push(format!("ETA {}", duration(eta)));
     }
-    if let Some(step) = number("step") {
+    // Work that is counted in steps has said so already.
+    if let Some(step) = number("step").filter(|_| unit != "steps") {
         let of = number("steps").map_or(String::new(), |steps| format!("/{steps}"));
         let name = visible(data["stepName"].as_str().unwrap_or_default());
         parts.push(join([&format!("step {step}{of}"), &name]));
