@@ -9,18 +9,34 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-/// Path, content type, content.
-const ASSETS: [(&str, &str, &[u8]); 5] = [
-    ("/", "text/html; charset=utf-8", include_bytes!("../assets/index.html")),
-    ("/app.js", "text/javascript; charset=utf-8", include_bytes!("../assets/app.js")),
-    ("/style.css", "text/css; charset=utf-8", include_bytes!("../assets/style.css")),
-    ("/client.js", "text/javascript; charset=utf-8", include_bytes!("../assets/client.js")),
-    ("/favicon.svg", "image/svg+xml", include_bytes!("../assets/favicon.svg")),
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const JS: &str = "text/javascript; charset=utf-8";
+const SVG: &str = "image/svg+xml";
+
+/// Path, content type, content. `client.js` is for every page; the other modules are the console's own.
+const ASSETS: &[(&str, &str, &[u8])] = &[
+    ("/", HTML, include_bytes!("../assets/index.html")),
+    ("/style.css", CSS, include_bytes!("../assets/style.css")),
+    ("/favicon.svg", SVG, include_bytes!("../assets/favicon.svg")),
+    ("/app.js", JS, include_bytes!("../assets/app.js")),
+    ("/board.js", JS, include_bytes!("../assets/board.js")),
+    ("/card.js", JS, include_bytes!("../assets/card.js")),
+    ("/card-view.js", JS, include_bytes!("../assets/card-view.js")),
+    ("/chart.js", JS, include_bytes!("../assets/chart.js")),
+    ("/client.js", JS, include_bytes!("../assets/client.js")),
+    ("/dom.js", JS, include_bytes!("../assets/dom.js")),
+    ("/form.js", JS, include_bytes!("../assets/form.js")),
+    ("/format.js", JS, include_bytes!("../assets/format.js")),
+    ("/job.js", JS, include_bytes!("../assets/job.js")),
+    ("/link.js", JS, include_bytes!("../assets/link.js")),
+    ("/log.js", JS, include_bytes!("../assets/log.js")),
+    ("/slots.js", JS, include_bytes!("../assets/slots.js")),
 ];
 
 /// One route a file.
 pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    ASSETS.into_iter().fold(Router::new(), |router, (path, kind, content)| {
+    ASSETS.iter().fold(Router::new(), |router, &(path, kind, content)| {
         let mut hasher = DefaultHasher::new();
         content.hash(&mut hasher);
         let etag = format!("\"{:016x}\"", hasher.finish());
