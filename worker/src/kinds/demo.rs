@@ -139,9 +139,9 @@ async fn report(job: &JobContext, input: &Input, step: u32, each: Duration) {
 /// resumed job goes on with the line that it left.
 fn throughput(step: u32) -> f64 {
     let at = f64::from(step);
-    let warm_up = 1.0 - 0.7 * (-at / 5.0).exp();
+    let warm_up = 1.0 - 0.4 * (-at / 2.5).exp();
     // Waves whose periods have no common multiple never look alike twice.
-    let swell = 0.07 * (at / 7.3).sin() + 0.03 * (at / 2.9).sin() + 0.012 * (at * 1.7).sin();
+    let swell = 0.07 * (at / 6.1).sin() + 0.03 * (at / 1.9).sin() + 0.02 * (at * 1.7).sin();
     (12_000.0 * warm_up * (1.0 + swell)).round() / 10.0
 }
 
