@@ -23,20 +23,57 @@ pub const CUT_MARK: &str = " …[cut]";
 
 /// Event names that a custom event may not take: Tidegate's own, and those that EventSource dispatches itself.
 pub const RESERVED_EVENT_NAMES: [&str; 15] = [
-    "state", "progress", "log", "checkpoint", "complete", "failed", "cancelled", "connected", "gap", "goodbye",
-    "error", "open", "message", "retry", "close",
+    "state",
+    "progress",
+    "log",
+    "checkpoint",
+    "complete",
+    "failed",
+    "cancelled",
+    "connected",
+    "gap",
+    "goodbye",
+    "error",
+    "open",
+    "message",
+    "retry",
+    "close",
 ];
 
 /// Whether `name` may name a kind of job: `[a-z][a-z0-9._-]{0,63}`.
 pub fn is_name(name: &str) -> bool {
     name.len() <= MAX_NAME_BYTES
         && name.bytes().next().is_some_and(|b| b.is_ascii_lowercase())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// Whether `name` may name a custom event.
 pub fn is_custom_event_name(name: &str) -> bool {
     is_name(name) && !RESERVED_EVENT_NAMES.contains(&name)
+}
+
+/// The deepest nesting of a JSON text that is accepted; common parsers give up at 100 to 128.
+pub const MAX_JSON_DEPTH: usize = 64;
+
+/// How deeply arrays and objects are nested in `json`, which need not be valid. Takes linear time and no stack.
+pub fn json_depth(json: &str) -> usize {
+    let (mut depth, mut deepest, mut in_text, mut escaped) = (0usize, 0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
 }
 
 /// Shortens `text` to at most `max` bytes on a character boundary, marking the cut.
@@ -60,6 +97,16 @@ mod tests {
             assert!(!is_custom_event_name(bad), "{bad:?} was accepted");
         }
         assert!(is_custom_event_name("chart.v2"));
+    }
+
+    #[test]
+    fn depth_counts_brackets_outside_texts() {
+        for (json, depth) in
+            [("1", 0), ("{}", 1), (r#"[{"a":[1]}]"#, 3), (r#"["[[[", "\"[["]"#, 1), ("]]]", 0)]
+        {
+            assert_eq!(json_depth(json), depth, "{json}");
+        }
+        assert_eq!(json_depth(&"[".repeat(100_000)), 100_000);
     }
 
     #[test]

@@ -6,21 +6,24 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
 use crate::{
     engine::Engine,
     error::EngineError,
     idempotency,
-    job::{JobRecord, index},
+    job::index,
     kinds,
-    session::ToSession,
-    store::IndexChange,
+    session::Assigned,
+    store::{IndexChange, StoreError},
 };
 
 /// How long a claimed member is hidden from other engines.
 const HOLD: Duration = Duration::from_secs(10);
 /// How many members one claim takes at most.
 const CLAIM: usize = 64;
+/// How long one index may keep the sweeper busy in one round.
+const ROUND: Duration = Duration::from_secs(2);
 /// How often due times are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
 
@@ -53,17 +56,18 @@ pub async fn assign(engine: Arc<Engine>) {
 async fn assign_one(engine: &Arc<Engine>, kind: &str, job_id: String) {
     let Some(slot) = engine.registry.reserve(kind) else { return };
     let nonce = format!("{:016x}", rand::random::<u64>());
+    let follow = engine.followers.follow(&job_id);
     let assigned = async {
         let (record, head) = engine.get(None, &job_id).await?;
         engine.transact(record, head, |draft| draft.assign(&slot.member.name, &nonce)).await
     };
     match assigned.await {
         Ok((record, head)) => {
-            let to_session = slot.member.to_session.clone();
-            if let Err(unsent) = to_session.send(ToSession::Assigned(Box::new((record, head, slot)))).await {
-                let ToSession::Assigned(assigned) = unsent.0 else { return };
-                let (record, head, _slot) = *assigned;
-                give_back(engine, record, head).await;
+            // Never waited for: one worker that does not listen must not keep jobs from the others.
+            let member = slot.member.clone();
+            if let Err(unsent) = member.to_session.try_send((record, head, slot, follow)) {
+                member.leave();
+                give_back(engine, unsent.into_inner()).await;
             }
         }
         // Cancelled, or taken by another engine, since it was claimed.
@@ -73,7 +77,7 @@ async fn assign_one(engine: &Arc<Engine>, kind: &str, job_id: String) {
 }
 
 /// Queues a job again whose worker left before it was told.
-async fn give_back(engine: &Engine, record: JobRecord, head: crate::store::Head) {
+pub async fn give_back(engine: &Engine, (record, head, _slot, _follow): Assigned) {
     let job_id = record.job.job_id.clone();
     let token = record.lease.as_ref().map(|l| l.token.clone()).unwrap_or_default();
     if let Err(error) = engine.transact(record, head, |draft| draft.unassign(&token)).await {
@@ -83,26 +87,41 @@ async fn give_back(engine: &Engine, record: JobRecord, head: crate::store::Head)
 
 /// Acts on expired leases, overdue cancellations, due jobs and ended retentions, for ever.
 pub async fn sweep(engine: Arc<Engine>) {
-    let mut refreshed = tokio::time::Instant::now();
+    let mut refreshed = Instant::now();
+    // Workers could not renew their leases while this engine or the log was away: give them the time to.
+    let mut leases_from = Instant::now() + engine.rules.lease;
     loop {
         tokio::time::sleep(SWEEP.mul_f64(rand::random_range(0.8..1.2))).await;
         for index in [index::LEASES, index::CANCELS, index::SCHEDULED, index::EXPIRIES] {
-            match engine.store.claim(index, CLAIM, HOLD).await {
-                Ok(members) => {
-                    join_all(members.iter().map(|member| sweep_one(&engine, index, member))).await;
-                }
-                Err(error) => tracing::warn!(index, %error, "cannot look at what is due"),
+            if index == index::LEASES && Instant::now() < leases_from {
+                continue;
+            }
+            if let Err(error) = sweep_index(&engine, index).await {
+                tracing::warn!(index, %error, "cannot look at what is due");
+                leases_from = Instant::now() + engine.rules.lease;
             }
         }
         let kinds = engine.registry.kinds();
         if refreshed.elapsed() > kinds::REFRESH && !kinds.is_empty() {
-            refreshed = tokio::time::Instant::now();
+            refreshed = Instant::now();
             if let Err(error) = engine.kinds.refresh(&*engine.store, kinds.clone()).await {
                 tracing::warn!(%error, "cannot refresh the kinds on offer");
             }
         }
         // Claims of engines that died become due without a hint.
         engine.registry.touch(&kinds);
+    }
+}
+
+/// Acts on everything that is due in an index, for a while; the rest waits for the next round.
+async fn sweep_index(engine: &Engine, index: &str) -> Result<(), StoreError> {
+    let until = Instant::now() + ROUND;
+    loop {
+        let members = engine.store.claim(index, CLAIM, HOLD).await?;
+        join_all(members.iter().map(|member| sweep_one(engine, index, member))).await;
+        if members.len() < CLAIM || Instant::now() > until {
+            return Ok(());
+        }
     }
 }
 
@@ -114,7 +133,11 @@ async fn sweep_one(engine: &Engine, index: &str, member: &str) {
         let (job_id, attempt) = member.split_once('/').unwrap_or((member, "0"));
         let (record, head) = engine.get(None, job_id).await?;
         if index == index::EXPIRIES {
-            return engine.remove(&record.job, head).await.map(drop);
+            // A retry may have been faster; if it comes now, the head is no longer the one that was loaded.
+            return match record.state() {
+                state if state.is_terminal() => engine.remove(&record.job, head).await.map(drop),
+                state => Err(EngineError::State(state)),
+            };
         }
         let attempt = attempt.parse().unwrap_or(0);
         let command = engine.transact(record, head, |draft| match index {

@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use prost::Message as _;
 use tidegate_proto::v1::{Caller, Job, ListJobsRequest, ListJobsResponse, SubmitJobRequest};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -25,6 +26,10 @@ use crate::{
 
 /// How many jobs one page request looks at before it answers with what it found.
 const SCAN: usize = 1000;
+/// How many jobs are loaded at once for a page.
+const LOAD: usize = 16;
+/// After how many bytes a page of jobs ends: a job has at most about 600 KiB, a message 4 MiB.
+const PAGE_BYTES: usize = 2 << 20;
 
 /// The state shared by everything in one engine process.
 pub struct Engine {
@@ -54,12 +59,15 @@ impl Engine {
             let known = self.kinds.names(&*self.store).await?;
             return Err(EngineError::UnknownKind { kind: submission.kind, known });
         }
-        let job_id = match &submission.idempotency_key {
-            Some(key) => idempotency::reserve(self, &submission, key).await?,
-            None => new_job_id(),
+        let reserved = match &submission.idempotency_key {
+            Some(key) => Some(idempotency::reserve(self, &submission, key).await?),
+            None => None,
         };
+        if let Some(reserved) = reserved.as_ref().filter(|r| r.was_made()) {
+            return Ok((self.get(Some(&submission.caller), &reserved.job_id).await?.0.job, false));
+        }
         let new = NewJob {
-            job_id: job_id.clone(),
+            job_id: reserved.as_ref().map_or_else(new_job_id, |r| r.job_id.clone()),
             epoch: new_epoch(),
             kind: submission.kind,
             tenant: submission.caller.tenant,
@@ -68,13 +76,15 @@ impl Engine {
             options: submission.options,
         };
         let draft = Draft::submit(new, &self.rules, self.store.now_ms());
-        match self.store.commit(draft.commit()).await? {
-            CommitOutcome::Committed(_) => Ok((draft.record.job, true)),
-            CommitOutcome::Conflict(Some(snapshot)) => {
-                Ok((JobRecord::decode_snapshot(&snapshot)?.job, false))
-            }
-            CommitOutcome::Conflict(None) => Err(EngineError::NotFound),
+        let made = match self.store.commit(draft.commit()).await? {
+            CommitOutcome::Committed(_) => (draft.record.job, true),
+            CommitOutcome::Conflict(Some(snapshot)) => (JobRecord::decode_snapshot(&snapshot)?.job, false),
+            CommitOutcome::Conflict(None) => return Err(EngineError::NotFound),
+        };
+        if let Some(reserved) = reserved {
+            reserved.made(&*self.store).await?;
         }
+        Ok(made)
     }
 
     /// The job with its head, if the caller may see it.
@@ -94,6 +104,9 @@ impl Engine {
             n @ 1..=200 => n as usize,
             _ => return Err(EngineError::Invalid(vec![("page_size", "must be 1 to 200".into())])),
         };
+        if request.states.len() > 6 {
+            return Err(EngineError::Invalid(vec![("states", "there are only six states".into())]));
+        }
         let index = match &request.caller {
             Some(caller) => index::jobs_of(&caller.tenant, &caller.subject),
             None => index::ALL_JOBS.to_owned(),
@@ -110,14 +123,14 @@ impl Engine {
                 )]));
             }
         };
-        let (mut jobs, mut seen, mut more) = (Vec::new(), 0, true);
-        while more && jobs.len() < limit && seen < SCAN {
-            let keys = self.store.list(&index, before.clone(), limit).await?;
-            more = keys.len() == limit;
+        let (mut jobs, mut seen, mut bytes, mut more) = (Vec::new(), 0, 0, true);
+        while more && jobs.len() < limit && bytes < PAGE_BYTES && seen < SCAN {
+            let keys = self.store.list(&index, before.clone(), LOAD).await?;
+            more = keys.len() == LOAD;
             seen += keys.len();
             let snapshots = self.store.load(keys.iter().map(|(_, id)| id.clone()).collect()).await?;
             for (key, snapshot) in keys.into_iter().zip(snapshots) {
-                if jobs.len() == limit {
+                if jobs.len() == limit || bytes >= PAGE_BYTES {
                     more = true;
                     break;
                 }
@@ -125,7 +138,9 @@ impl Engine {
                 let Some(snapshot) = snapshot else { continue };
                 let job = JobRecord::decode_snapshot(&snapshot)?.job;
                 let state_wanted = request.states.is_empty() || request.states.contains(&job.state);
-                if state_wanted && (request.kind.is_empty() || request.kind == job.kind) {
+                let kind_wanted = request.kind.is_empty() || request.kind == job.kind;
+                if state_wanted && kind_wanted && may_see(request.caller.as_ref(), &job) {
+                    bytes += job.encoded_len();
                     jobs.push(job);
                 }
             }

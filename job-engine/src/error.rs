@@ -37,6 +37,9 @@ pub enum EngineError {
     /// The job's state does not allow it.
     #[error("the job is {}", .0.short_name())]
     State(JobState),
+    /// The lease is somebody else's, or ended.
+    #[error("the lease is lost")]
+    LeaseLost,
     /// The idempotency key was used with another request.
     #[error("this idempotency key was used with another request")]
     IdempotencyConflict,
@@ -52,8 +55,7 @@ impl From<Refusal> for EngineError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::State(state) => Self::State(state),
-            // Only reports can be refused so, and reports are answered in their own words.
-            Refusal::LeaseLost => Self::State(JobState::Unspecified),
+            Refusal::LeaseLost => Self::LeaseLost,
             Refusal::Rejected(what) => Self::Invalid(vec![("report", what)]),
         }
     }
@@ -68,6 +70,7 @@ impl From<EngineError> for Status {
             EngineError::MalformedJobId => (Code::InvalidArgument, "MALFORMED_JOB_ID"),
             EngineError::MalformedCursor(_) => (Code::InvalidArgument, "MALFORMED_CURSOR"),
             EngineError::State(_) => (Code::FailedPrecondition, "STATE_FORBIDS"),
+            EngineError::LeaseLost => (Code::FailedPrecondition, "LEASE_LOST"),
             EngineError::IdempotencyConflict => (Code::AlreadyExists, "IDEMPOTENCY_CONFLICT"),
             EngineError::Store(StoreError::Full(_)) => (Code::ResourceExhausted, "RESOURCE_EXHAUSTED"),
             EngineError::Store(StoreError::Unavailable(_)) => (Code::Unavailable, "STORE_UNAVAILABLE"),

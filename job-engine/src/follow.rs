@@ -29,8 +29,8 @@ pub struct Follow {
     followers: Followers,
     stream: Arc<str>,
     heard: watch::Receiver<Heard>,
-    /// The order to look regardless that was last obeyed.
-    looks: u64,
+    /// What was heard when this follower last returned from waiting.
+    acted_on: Heard,
 }
 
 impl Followers {
@@ -44,8 +44,8 @@ impl Followers {
         let mut bells = self.bells.lock();
         let stream = bells.get_key_value(stream).map_or_else(|| Arc::from(stream), |(name, _)| name.clone());
         let heard = bells.entry(stream.clone()).or_insert_with(|| watch::channel((0, 0)).0).subscribe();
-        let looks = heard.borrow().1;
-        Follow { followers: self.clone(), stream, heard, looks }
+        let acted_on = (0, heard.borrow().1);
+        Follow { followers: self.clone(), stream, heard, acted_on }
     }
 
     /// Distributes hints until the store is gone. `on_index` is called for every index hint, with `None` for lost hints.
@@ -55,8 +55,9 @@ impl Followers {
                 Ok(Hint::Stream(stream, seq)) => {
                     if let Some(bell) = self.bells.lock().get(&stream) {
                         bell.send_modify(|(heard, looks)| match seq {
-                            Some(seq) => *heard = seq.max(*heard),
-                            None => *looks += 1,
+                            Some(seq) if seq > *heard => *heard = seq,
+                            // Deleted, or behind what was heard before: the log is not the one that it was.
+                            back => (*heard, *looks) = (back.unwrap_or(0), *looks + 1),
                         });
                     }
                 }
@@ -78,15 +79,16 @@ impl Follow {
     pub async fn changed(&mut self, after: u64) {
         let look = self.followers.look.mul_f64(rand::random_range(0.5..1.0));
         let moved = async {
-            let looks = self.looks;
-            if self.heard.wait_for(|(heard, now)| *heard > after || *now != looks).await.is_err() {
+            // What was acted on once is no reason to look again: the log may have lost what it announced.
+            let (seq, looks) = self.acted_on;
+            if self.heard.wait_for(|(heard, now)| *heard > after.max(seq) || *now != looks).await.is_err() {
                 // The bell is gone only with the engine.
                 std::future::pending::<()>().await;
             }
         };
         // Elapsed is as good a reason to look as a bell.
         let _ = tokio::time::timeout(look, moved).await;
-        self.looks = self.heard.borrow_and_update().1;
+        self.acted_on = *self.heard.borrow_and_update();
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     engine::{Engine, new_epoch, new_job_id},
     error::EngineError,
     job::index,
-    store::{Commit, CommitOutcome, Expect, IndexChange, StoreError},
+    store::{Commit, CommitOutcome, Expect, Head, IndexChange, Store, StoreError},
     submission::Submission,
 };
 
@@ -30,36 +30,75 @@ struct Reservation {
     /// SHA-256 of the request.
     #[prost(bytes = "vec", tag = "2")]
     fingerprint: Vec<u8>,
+    /// Set once the job was made: if it is gone then, it was removed and must not run again.
+    #[prost(bool, tag = "3")]
+    made: bool,
+}
+
+/// A key in the hands of the request that may make its job.
+pub struct Reserved {
+    /// The job's id.
+    pub job_id: String,
+    stream: String,
+    head: Head,
+    record: Reservation,
+}
+
+impl Reserved {
+    /// Notes that the job was made. If this gets lost, a repeated request notes it.
+    pub async fn made(mut self, store: &dyn Store) -> Result<(), StoreError> {
+        if !self.record.made {
+            self.record.made = true;
+            let commit = Commit {
+                stream: self.stream,
+                expect: Expect::At(self.head),
+                state: self.record.encode_to_vec().into(),
+                events: vec![bytes::Bytes::new()],
+                first_seq: 0,
+                index: Vec::new(),
+            };
+            // In a conflict somebody else has noted the same.
+            store.commit(commit).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the job was made before; if it is not there now, it was removed.
+    pub fn was_made(&self) -> bool {
+        self.record.made
+    }
 }
 
 /// The job id that belongs to the key: a new one, or the one that an equal request reserved before.
-pub async fn reserve(engine: &Engine, submission: &Submission, key: &str) -> Result<String, EngineError> {
+pub async fn reserve(engine: &Engine, submission: &Submission, key: &str) -> Result<Reserved, EngineError> {
     let caller = &submission.caller;
     let stream = format!("{PREFIX}{}", hex(&digest(&[&caller.tenant, &caller.subject, key])));
     let options = format!("{:?}", submission.options);
     let fingerprint = digest(&[&submission.kind, &submission.input_json, &options]);
-    let mine = Reservation { job_id: new_job_id(), fingerprint };
+    let mine = Reservation { job_id: new_job_id(), fingerprint, made: false };
     let commit = Commit {
         stream: stream.clone(),
         expect: Expect::Absent { epoch: new_epoch() },
         state: mine.encode_to_vec().into(),
         events: vec![bytes::Bytes::new()],
         first_seq: 0,
-        index: vec![IndexChange::Put { index: index::EXPIRIES.into(), member: stream, after: KEEP }],
+        index: vec![IndexChange::Put { index: index::EXPIRIES.into(), member: stream.clone(), after: KEEP }],
     };
-    match engine.store.commit(commit).await? {
-        CommitOutcome::Committed(_) => Ok(mine.job_id),
-        CommitOutcome::Conflict(None) => Err(StoreError::Unavailable("a reservation vanished".into()).into()),
-        CommitOutcome::Conflict(Some(theirs)) => {
-            let theirs = Reservation::decode(theirs.state)
-                .map_err(|e| StoreError::Damaged(format!("an idempotency key: {e}")))?;
-            if theirs.fingerprint == mine.fingerprint {
-                Ok(theirs.job_id)
-            } else {
-                Err(EngineError::IdempotencyConflict)
-            }
+    let (head, record) = match engine.store.commit(commit).await? {
+        CommitOutcome::Committed(head) => (head, mine),
+        CommitOutcome::Conflict(None) => {
+            return Err(StoreError::Unavailable("a reservation vanished".into()).into());
         }
-    }
+        CommitOutcome::Conflict(Some(theirs)) => {
+            let record = Reservation::decode(theirs.state)
+                .map_err(|e| StoreError::Damaged(format!("an idempotency key: {e}")))?;
+            if record.fingerprint != mine.fingerprint {
+                return Err(EngineError::IdempotencyConflict);
+            }
+            (theirs.head, record)
+        }
+    };
+    Ok(Reserved { job_id: record.job_id.clone(), stream, head, record })
 }
 
 /// SHA-256 over the parts, each preceded by its length so that parts cannot run into each other.

@@ -20,8 +20,10 @@ use crate::{
 pub const REFRESH: Duration = Duration::from_secs(20);
 /// How long a kind counts as live after it was last seen.
 const LIVE_MS: u64 = 60_000;
-/// How many kinds there may be.
-const MAX_KINDS: usize = 1000;
+/// How many kinds are listed: as many as fit into one message, each of at most [`MAX_OFFER`].
+const MAX_KINDS: usize = 200;
+/// The size of a kind's description, schema and example together, in bytes.
+pub const MAX_OFFER: usize = 16 * 1024;
 
 /// The kinds, with a memory of names that are known to exist.
 #[derive(Default)]
@@ -36,13 +38,14 @@ impl Kinds {
         let stream = stream(&kind.kind);
         let mut expect = Expect::Absent { epoch: new_epoch() };
         loop {
+            let first_seq = if let Expect::At(head) = &expect { head.seq + 1 } else { 0 };
             let commit = Commit {
                 stream: stream.clone(),
                 expect,
                 state: state.clone(),
                 events: vec![Bytes::new()],
                 // A kind's history interests nobody: only the newest entry is kept.
-                first_seq: 0,
+                first_seq,
                 index: vec![IndexChange::Put {
                     index: index::KINDS.into(),
                     member: kind.kind.clone(),

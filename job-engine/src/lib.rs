@@ -10,6 +10,7 @@ pub mod engine;
 pub mod error;
 pub mod follow;
 pub mod idempotency;
+pub mod intake;
 pub mod job;
 pub mod kinds;
 pub mod owner;

@@ -24,14 +24,14 @@ use crate::{
         machine::{Draft, Refusal, Reported},
     },
     registry::Slot,
-    session::ToSession,
+    session::Assigned,
     store::{CommitOutcome, Head, StoreError},
 };
 
 /// How many reports one commit takes at most.
 const BATCH: usize = 128;
-/// How many reports may wait for their owner.
-const MAILBOX: usize = 256;
+/// How many reports may wait for their owner, and how many progress reports may wait to be merged.
+const MAILBOX: usize = 64;
 
 /// A leased job in the hands of this engine.
 pub struct Owner {
@@ -41,7 +41,8 @@ pub struct Owner {
     token: String,
     follow: Follow,
     outbox: mpsc::Sender<WorkResponse>,
-    slot: Slot,
+    /// Frees the worker's slot with the owner.
+    _slot: Slot,
     told_cancel: bool,
     /// Progress reports that wait to be merged with what follows them.
     held: Vec<Report>,
@@ -63,16 +64,15 @@ enum End {
 }
 
 impl Owner {
-    /// Starts the owner of a job whose lease `token` a worker of this engine holds.
+    /// Starts the owner of a job that a worker of this engine holds. `follow` began before the job was loaded, so that
+    /// nothing that happened since goes unheard.
     pub fn spawn(
         engine: Arc<Engine>,
-        record: JobRecord,
-        head: Head,
+        (record, head, slot, follow): Assigned,
         outbox: mpsc::Sender<WorkResponse>,
-        slot: Slot,
     ) -> Mailbox {
         let (mailbox, reports) = mpsc::channel(MAILBOX);
-        let follow = engine.followers.follow(&record.job.job_id);
+
         let token = record.lease.as_ref().map(|l| l.token.clone()).unwrap_or_default();
         let owner = Owner {
             engine,
@@ -80,7 +80,7 @@ impl Owner {
             token,
             follow,
             outbox,
-            slot,
+            _slot: slot,
             // Whoever attaches an owner tells the worker of a cancellation that is already known.
             told_cancel: record.job.cancel_requested.is_some(),
             record,
@@ -98,7 +98,7 @@ impl Owner {
             let turn = tokio::select! {
                 n = reports.recv_many(&mut batch, BATCH) => {
                     let gone = n == 0;
-                    self.take(batch, gone).await.and_then(|()| if gone { Err(End::SessionGone) } else { Ok(()) })
+                    self.take(batch, gone).await.and(if gone { Err(End::SessionGone) } else { Ok(()) })
                 }
                 () = self.follow.changed(after) => self.look().await,
                 () = tokio::time::sleep_until(self.progress_at), if !self.held.is_empty() => self.take(Vec::new(), true).await,
@@ -107,14 +107,16 @@ impl Owner {
                 break end;
             }
         };
-        let job_id = self.record.job.job_id.clone();
         if let End::Lost(reason) = end {
-            let lost =
-                LeaseLost { job_id: job_id.clone(), lease_token: self.token.clone(), reason: reason.into() };
+            let job_id = self.record.job.job_id.clone();
+            let lost = LeaseLost { job_id, lease_token: self.token.clone(), reason: reason.into() };
             self.say(Message::LeaseLost(lost)).await;
         }
-        // Reports that came too late are answered by the session, which no longer finds an owner.
-        let _ = self.slot.member.to_session.send(ToSession::Ended { job_id, token: self.token }).await;
+        // Whatever else the worker has sent came too late. The session notices that the mailbox is closed.
+        reports.close();
+        while let Some(report) = reports.recv().await {
+            self.say(Message::Ack(ack(&report, Err(Refusal::LeaseLost)))).await;
+        }
     }
 
     /// Takes reports in; `flush` also takes the progress that would rather wait.

@@ -15,7 +15,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
-use crate::session::ToSession;
+use crate::session::Assigned;
 
 /// The connected workers; clones share them.
 #[derive(Clone, Default)]
@@ -39,9 +39,10 @@ pub struct Member {
     kinds: Vec<String>,
     capacity: usize,
     held: AtomicUsize,
-    leaving: AtomicBool,
+    /// Set while the session takes no new jobs: before it entered, and once it leaves.
+    away: AtomicBool,
     /// Where assignments go.
-    pub to_session: mpsc::Sender<ToSession>,
+    pub to_session: mpsc::Sender<Assigned>,
 }
 
 /// A session's place in the registry; dropping it takes the session out.
@@ -59,19 +60,18 @@ pub struct Slot {
 }
 
 impl Registry {
-    /// Takes a session in; its kinds may have work waiting.
+    /// Takes a session in. It gets no jobs before it says [`Membership::enter`].
     pub fn join(
         &self,
         name: String,
         kinds: Vec<String>,
         capacity: usize,
-        to_session: mpsc::Sender<ToSession>,
+        to_session: mpsc::Sender<Assigned>,
     ) -> Membership {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let (held, leaving) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let member = Arc::new(Member { id, name, kinds, capacity, held, leaving, to_session });
+        let (held, away) = (AtomicUsize::new(0), AtomicBool::new(true));
+        let member = Arc::new(Member { id, name, kinds, capacity, held, away, to_session });
         self.inner.sessions.lock().insert(id, member.clone());
-        self.touch(&member.kinds);
         Membership { registry: self.clone(), member }
     }
 
@@ -124,12 +124,20 @@ impl Member {
     }
 
     fn runs(&self, kind: &str) -> bool {
-        !self.leaving.load(Ordering::Relaxed) && self.kinds.iter().any(|k| k == kind)
+        !self.away.load(Ordering::Relaxed) && self.kinds.iter().any(|k| k == kind)
     }
 
     /// Gives the session no new jobs from now on.
     pub fn leave(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
+        self.away.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Membership {
+    /// Gives the session new jobs from now on; its kinds may have work waiting.
+    pub fn enter(&self) {
+        self.member.away.store(false, Ordering::Relaxed);
+        self.registry.touch(&self.member.kinds);
     }
 }
 

@@ -10,41 +10,42 @@ use tidegate_proto::{
     limits,
     v1::{
         Assignment, Drain, HeldLease, Hello, LeaseLost, Pong, Report, ResumedLease, Welcome, WorkRequest,
-        WorkResponse, work_request, work_response::Message,
+        WorkResponse, WorkerKind, work_request, work_response::Message,
     },
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::{Stream, StreamExt as _};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
 use crate::{
-    engine::Engine,
+    dispatch,
+    engine::{Engine, check_job_id},
     error::EngineError,
+    follow::Follow,
+    intake,
     job::{JobRecord, index, machine, machine::Refusal},
+    kinds,
     owner::{Mailbox, Owner, ack},
     registry::{Membership, Slot},
-    store::Head,
+    store::{Head, Snapshot},
 };
 
 /// How many messages may wait for a worker that does not read.
 const OUTBOX: usize = 256;
 /// The largest capacity a worker may claim.
 const MAX_CAPACITY: u32 = 10_000;
+/// How many leases of a returning worker are looked at together.
+const ADOPT: usize = 64;
+/// The longest job id or lease token that was ever given out is shorter, in bytes.
+const MAX_TOKEN: usize = 64;
+/// How long the last answers of a session that ended may take to be read.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long a draining engine lets its sessions linger.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// What others tell a session.
-pub enum ToSession {
-    /// A job was assigned to this worker.
-    Assigned(Box<(JobRecord, Head, Slot)>),
-    /// The owner of a job ended.
-    Ended {
-        /// The job.
-        job_id: String,
-        /// The lease that it owned.
-        token: String,
-    },
-}
+/// A job that was assigned to this worker, with what its owner needs.
+pub type Assigned = (JobRecord, Head, Slot, Follow);
 
 struct Held {
     token: String,
@@ -82,7 +83,7 @@ where
     }
 
     let (to_session, inbox) = mpsc::channel(OUTBOX);
-    let (outbox, mut out) = mpsc::channel(OUTBOX);
+    let (outbox, out) = mpsc::channel(OUTBOX);
     let (answers, answer_stream) = mpsc::channel(1);
     let name = limits::cut(hello.name, limits::MAX_TEXT_BYTES);
     let kinds: Vec<String> = hello.kinds.into_iter().map(|k| k.kind).collect();
@@ -96,33 +97,17 @@ where
     let membership = engine.registry.join(name, kinds, hello.capacity as usize, to_session);
     let mut session = Session { engine, membership, outbox, jobs: HashMap::new(), renewed: Instant::now() };
     let welcome = session.welcome(hello.leases).await?;
-    session.engine.tasks.clone().spawn(async move {
-        // The Welcome goes first, whatever the dispatcher has already sent here.
-        if answers.send(Ok(say(Message::Welcome(welcome)))).await.is_err() {
-            return;
-        }
-        let forward = async {
-            while let Some(message) = out.recv().await {
-                if answers.send(Ok(message)).await.is_err() {
-                    break;
-                }
-            }
-        };
-        let end = tokio::select! {
-            end = session.run(requests, inbox) => end,
-            () = forward => Ok(()),
-        };
-        tracing::info!(
-            worker = session.membership.member.name,
-            jobs = session.jobs.len(),
-            ?end,
-            "a worker's stream ended"
-        );
-        if let Err(status) = end {
-            let _ = answers.send(Err(status)).await;
-        }
-    });
+    session.engine.tasks.clone().spawn(session.live(welcome, requests, inbox, out, answers));
     Ok(answer_stream)
+}
+
+/// Carries answers to the worker until nobody has any more, or the worker is gone.
+async fn forward(mut out: mpsc::Receiver<WorkResponse>, answers: mpsc::Sender<Result<WorkResponse, Status>>) {
+    while let Some(message) = out.recv().await {
+        if answers.send(Ok(message)).await.is_err() {
+            break;
+        }
+    }
 }
 
 fn say(message: Message) -> WorkResponse {
@@ -138,13 +123,10 @@ fn check(hello: &Hello) -> Result<(), Status> {
             "a worker offers 1 to 100 kinds, each named [a-z][a-z0-9._-]{0,63}",
         ));
     }
-    if hello
-        .kinds
-        .iter()
-        .any(|k| k.description.len() + k.input_schema_json.len() + k.example_json.len() > 64 * 1024)
-    {
+    let size = |k: &WorkerKind| k.description.len() + k.input_schema_json.len() + k.example_json.len();
+    if hello.kinds.iter().any(|kind| size(kind) > kinds::MAX_OFFER) {
         return Err(Status::invalid_argument(
-            "a kind's description, schema and example have at most 64 KiB together",
+            "a kind's description, schema and example have at most 16 KiB together",
         ));
     }
     if !(1..=MAX_CAPACITY).contains(&hello.capacity) {
@@ -157,16 +139,67 @@ fn check(hello: &Hello) -> Result<(), Status> {
 }
 
 impl Session {
+    /// The session's whole life after Hello.
+    async fn live<S>(
+        mut self,
+        welcome: Welcome,
+        requests: S,
+        mut inbox: mpsc::Receiver<Assigned>,
+        out: mpsc::Receiver<WorkResponse>,
+        answers: mpsc::Sender<Result<WorkResponse, Status>>,
+    ) where
+        S: Stream<Item = Result<WorkRequest, Status>> + Send + Unpin,
+    {
+        // The Welcome goes first: owners and the dispatcher write to another channel, which is forwarded from here on.
+        if answers.send(Ok(say(Message::Welcome(welcome)))).await.is_err() {
+            return;
+        }
+        let mut forwarding = AbortOnDropHandle::new(tokio::spawn(forward(out, answers.clone())));
+        self.membership.enter();
+        let (end, gone) = tokio::select! {
+            end = self.run(requests, &mut inbox) => (end, false),
+            _ = &mut forwarding => (Ok(()), true),
+        };
+        tracing::info!(
+            worker = self.membership.member.name,
+            jobs = self.jobs.len(),
+            ?end,
+            "a worker's stream ended"
+        );
+        inbox.close();
+        while let Ok(assigned) = inbox.try_recv() {
+            dispatch::give_back(&self.engine, assigned).await;
+        }
+        // Owners finish what they have and end with their mailboxes; then nobody holds the outbox any more.
+        drop(self);
+        if !gone {
+            let _ = tokio::time::timeout(LAST_WORDS, forwarding).await;
+        }
+        if let Err(status) = end {
+            // Bounded: a worker that does not read does not keep anything of this session alive.
+            let _ = tokio::time::timeout(LAST_WORDS, answers.send(Err(status))).await;
+        }
+    }
+
     async fn welcome(&mut self, leases: Vec<HeldLease>) -> Result<Welcome, Status> {
         let (mut resumed, mut lost) = (Vec::new(), Vec::new());
-        for HeldLease { job_id, lease_token } in leases {
-            match self.adopt(&job_id, &lease_token).await {
-                Ok(lease) => resumed.push(lease),
-                Err(EngineError::Store(error)) => return Err(EngineError::Store(error).into()),
-                Err(error) => lost.push(LeaseLost { job_id, lease_token, reason: error.to_string() }),
+        for leases in leases.chunks(ADOPT) {
+            // Followed before they are loaded, so that nothing that happens since goes unheard.
+            let follows: Vec<_> = leases.iter().map(|l| self.engine.followers.follow(&l.job_id)).collect();
+            let streams = leases.iter().map(|l| l.job_id.clone()).collect();
+            let snapshots = self.engine.store.load(streams).await.map_err(EngineError::from)?;
+            for ((held, follow), snapshot) in leases.iter().zip(follows).zip(snapshots) {
+                match self.adopt(held, follow, snapshot) {
+                    Ok(lease) => resumed.push(lease),
+                    Err(error) => lost.push(LeaseLost {
+                        job_id: held.job_id.clone(),
+                        lease_token: held.lease_token.clone(),
+                        reason: error.to_string(),
+                    }),
+                }
             }
+            self.renew(true);
         }
-        self.renew(true);
         let rules = &self.engine.rules;
         let duration = |d: Duration| prost_types::Duration::try_from(d).ok();
         let bytes = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -182,59 +215,55 @@ impl Session {
     }
 
     /// Takes up a lease that the worker still holds.
-    async fn adopt(&mut self, job_id: &str, token: &str) -> Result<ResumedLease, EngineError> {
-        let (record, head) = self.engine.get(None, job_id).await?;
-        let lease = record.lease.as_ref().filter(|l| l.token == token && !l.ended);
-        let Some(lease) = lease else { return Err(EngineError::State(record.state())) };
+    fn adopt(
+        &mut self,
+        held: &HeldLease,
+        follow: Follow,
+        snapshot: Option<Snapshot>,
+    ) -> Result<ResumedLease, EngineError> {
+        check_job_id(&held.job_id)?;
+        let snapshot = snapshot.ok_or(EngineError::NotFound)?;
+        let record = JobRecord::decode_snapshot(&snapshot)?;
+        let lease = record.lease.as_ref().filter(|l| l.token == held.lease_token && !l.ended);
+        let lease = lease.ok_or(EngineError::LeaseLost)?;
         let resumed = ResumedLease {
-            job_id: job_id.to_owned(),
+            job_id: held.job_id.clone(),
             last_report: lease.last_report,
             cancel_requested: record.job.cancel_requested.clone(),
         };
-        let slot = self.engine.registry.slot(&self.membership.member);
-        self.own(record, head, slot);
+        if !self.jobs.contains_key(&held.job_id) {
+            let slot = self.engine.registry.slot(&self.membership.member);
+            self.own((record, snapshot.head, slot, follow));
+        }
         Ok(resumed)
     }
 
-    fn own(&mut self, record: JobRecord, head: Head, slot: Slot) {
+    fn own(&mut self, assigned: Assigned) {
+        let record = &assigned.0;
         let job_id = record.job.job_id.clone();
         let token = record.lease.as_ref().map(|l| l.token.clone()).unwrap_or_default();
         let lease_member = record.lease_member();
-        let mailbox = Owner::spawn(self.engine.clone(), record, head, self.outbox.clone(), slot);
+        let mailbox = Owner::spawn(self.engine.clone(), assigned, self.outbox.clone());
         self.jobs.insert(job_id, Held { token, lease_member, mailbox });
     }
 
-    async fn run<S>(&mut self, mut requests: S, mut inbox: mpsc::Receiver<ToSession>) -> Result<(), Status>
+    async fn run<S>(&mut self, mut requests: S, inbox: &mut mpsc::Receiver<Assigned>) -> Result<(), Status>
     where
         S: Stream<Item = Result<WorkRequest, Status>> + Send + Unpin,
     {
         let draining = self.engine.draining.clone();
+        let patience = self.engine.rules.lease;
         let mut leaving: Option<Instant> = None;
-        let mut silence = Instant::now() + self.engine.rules.lease;
+        let mut silence = Instant::now() + patience;
         loop {
             tokio::select! {
                 request = requests.next() => {
                     let Some(request) = request else { return Ok(()) };
-                    silence = Instant::now() + self.engine.rules.lease;
+                    silence = Instant::now() + patience;
                     self.renew(false);
-                    match request?.message {
-                        Some(work_request::Message::Report(report)) => self.report(report).await,
-                        Some(work_request::Message::Ping(_)) => self.send(Message::Pong(Pong {})).await,
-                        Some(work_request::Message::Hello(_)) => {
-                            return Err(Status::invalid_argument("Hello is the first message, and only the first"));
-                        }
-                        // A newer worker's message: a sign of life all the same.
-                        None => {}
-                    }
+                    in_time(patience, self.request(request?)).await??;
                 }
-                Some(message) = inbox.recv() => match message {
-                    ToSession::Assigned(assigned) => self.assigned(*assigned).await,
-                    ToSession::Ended { job_id, token } => {
-                        if self.jobs.get(&job_id).is_some_and(|held| held.token == token) {
-                            self.jobs.remove(&job_id);
-                        }
-                    }
-                },
+                Some(assigned) = inbox.recv() => in_time(patience, self.assigned(assigned)).await?,
                 () = tokio::time::sleep_until(silence) => {
                     return Err(Status::deadline_exceeded("no sign of life from the worker for the length of a lease"));
                 }
@@ -242,7 +271,8 @@ impl Session {
                     self.membership.member.leave();
                     leaving = Some(Instant::now() + DRAIN_GRACE);
                     let deadline = self.engine.store.now_ms() + u64::try_from(DRAIN_GRACE.as_millis()).unwrap_or(0);
-                    self.send(Message::Drain(Drain { deadline: Some(machine::timestamp(deadline)) })).await;
+                    let drain = Drain { deadline: Some(machine::timestamp(deadline)) };
+                    in_time(DRAIN_GRACE, self.send(Message::Drain(drain))).await?;
                 }
                 () = tokio::time::sleep_until(leaving.unwrap_or_else(Instant::now)), if leaving.is_some() => {
                     return Err(EngineError::Draining.into());
@@ -251,9 +281,22 @@ impl Session {
         }
     }
 
-    async fn assigned(&mut self, (record, head, slot): (JobRecord, Head, Slot)) {
-        let lease = record.lease.clone().unwrap_or_default();
-        let job = &record.job;
+    async fn request(&mut self, request: WorkRequest) -> Result<(), Status> {
+        match request.message {
+            Some(work_request::Message::Report(report)) => return self.report(report).await,
+            Some(work_request::Message::Ping(_)) => self.send(Message::Pong(Pong {})).await,
+            Some(work_request::Message::Hello(_)) => {
+                return Err(Status::invalid_argument("Hello is the first message, and only the first"));
+            }
+            // A newer worker's message: a sign of life all the same.
+            None => {}
+        }
+        Ok(())
+    }
+
+    async fn assigned(&mut self, assigned: Assigned) {
+        let record = &assigned.0;
+        let (job, lease) = (&record.job, record.lease.clone().unwrap_or_default());
         let assignment = Assignment {
             job_id: job.job_id.clone(),
             kind: job.kind.clone(),
@@ -264,20 +307,29 @@ impl Session {
             tenant: job.tenant.clone(),
             owner: job.owner.clone(),
         };
-        self.own(record, head, slot);
+        self.own(assigned);
         self.send(Message::Assignment(assignment)).await;
     }
 
-    async fn report(&self, report: Report) {
-        let refused = match self.jobs.get(&report.job_id) {
-            Some(held) if held.token == report.lease_token => {
-                held.mailbox.send(report).await.err().map(|e| e.0)
-            }
-            _ => Some(report),
-        };
-        if let Some(report) = refused {
-            self.send(Message::Ack(ack(&report, Err(Refusal::LeaseLost)))).await;
+    async fn report(&self, mut report: Report) -> Result<(), Status> {
+        if report.job_id.len() > MAX_TOKEN || report.lease_token.len() > MAX_TOKEN {
+            return Err(Status::invalid_argument("a job id or lease token that was never given out"));
         }
+        let answer = match self.jobs.get(&report.job_id).filter(|held| held.token == report.lease_token) {
+            Some(held) => match intake::tame(&mut report, &self.engine.rules) {
+                Ok(()) => match held.mailbox.send(report).await {
+                    Ok(()) => return Ok(()),
+                    Err(unsent) => {
+                        report = unsent.0;
+                        Refusal::LeaseLost
+                    }
+                },
+                Err(refusal) => refusal,
+            },
+            None => Refusal::LeaseLost,
+        };
+        self.send(Message::Ack(ack(&report, Err(answer)))).await;
+        Ok(())
     }
 
     /// Renews all leases, at most four times in the length of one.
@@ -287,6 +339,8 @@ impl Session {
             return;
         }
         self.renewed = Instant::now();
+        // An owner that ended has closed its mailbox.
+        self.jobs.retain(|_, held| !held.mailbox.is_closed());
         let members = self.jobs.values().map(|held| held.lease_member.clone()).collect();
         let store = self.engine.store.clone();
         // Not awaited: a slow store must not keep the session from hearing its worker.
@@ -300,4 +354,10 @@ impl Session {
     async fn send(&self, message: Message) {
         let _ = self.outbox.send(say(message)).await;
     }
+}
+
+/// Bounds what a session does for one message: a worker that does not read its answers loses its stream, not more.
+async fn in_time<T>(patience: Duration, work: impl Future<Output = T>) -> Result<T, Status> {
+    let late = |_| Status::resource_exhausted("the worker does not read its answers");
+    tokio::time::timeout(patience, work).await.map_err(late)
 }

@@ -43,9 +43,9 @@ pub fn check(request: SubmitJobRequest) -> Result<Submission, EngineError> {
     }
     let input_json = if request.input_json.is_empty() { "{}".to_owned() } else { request.input_json };
     if input_json.len() > limits::MAX_INPUT_BYTES {
-        wrong.push(("input", format!("has at most {} bytes", limits::MAX_INPUT_BYTES)));
-    } else if let Err(e) = serde_json::from_str::<serde::de::IgnoredAny>(&input_json) {
-        wrong.push(("input", format!("is not JSON: {e}")));
+        wrong.push(("input_json", format!("has at most {} bytes", limits::MAX_INPUT_BYTES)));
+    } else if let Err(what) = check_json(&input_json) {
+        wrong.push(("input_json", what));
     }
     let key = request.idempotency_key;
     if key.len() > limits::MAX_KEY_BYTES || !key.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
@@ -62,24 +62,35 @@ pub fn check(request: SubmitJobRequest) -> Result<Submission, EngineError> {
     Ok(Submission { caller, kind: request.kind, input_json, options, idempotency_key })
 }
 
+/// Refuses what is not JSON, or nested so deeply that common readers would choke on it.
+pub fn check_json(text: &str) -> Result<(), String> {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|e| format!("is not JSON: {e}"))?;
+    match limits::json_depth(text) {
+        depth if depth > limits::MAX_JSON_DEPTH => {
+            Err(format!("is nested {depth} levels deep, more than {}", limits::MAX_JSON_DEPTH))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn complete(mut options: JobOptions, wrong: &mut Vec<(&'static str, String)>) -> JobOptions {
-    let mut duration =
-        |field, value: &mut Option<prost_types::Duration>, default: Duration, max: Duration| {
-            let given = value.map_or(Ok(default), Duration::try_from);
-            match given {
-                Ok(given) if given <= max => *value = prost_types::Duration::try_from(given).ok(),
-                _ => wrong.push((field, format!("must be 0 to {} seconds", max.as_secs()))),
-            }
-        };
-    duration("options.delay", &mut options.delay, Duration::ZERO, YEAR);
-    duration("options.backoff", &mut options.backoff, Duration::from_secs(1), Duration::from_secs(24 * 3600));
-    duration(
-        "options.max_backoff",
-        &mut options.max_backoff,
-        Duration::from_secs(300),
-        Duration::from_secs(24 * 3600),
-    );
-    duration("options.retention", &mut options.retention, Duration::from_secs(7 * 24 * 3600), YEAR);
+    let mut duration = |field,
+                        value: &mut Option<prost_types::Duration>,
+                        default: Duration,
+                        min: Duration,
+                        max: Duration| {
+        let given = value.map_or(Ok(default), Duration::try_from);
+        match given {
+            Ok(given) if given >= min && given <= max => *value = prost_types::Duration::try_from(given).ok(),
+            _ => wrong.push((field, format!("must be {} to {} seconds", min.as_secs(), max.as_secs()))),
+        }
+    };
+    let (zero, minute, day) = (Duration::ZERO, Duration::from_secs(60), Duration::from_secs(24 * 3600));
+    duration("options.delay", &mut options.delay, zero, zero, YEAR);
+    duration("options.backoff", &mut options.backoff, Duration::from_secs(1), zero, day);
+    duration("options.max_backoff", &mut options.max_backoff, 5 * minute, zero, day);
+    // At least a minute, so that whoever watches still gets the end.
+    duration("options.retention", &mut options.retention, 7 * day, minute, YEAR);
     for (field, value, default) in [
         ("options.max_attempts", &mut options.max_attempts, 1),
         ("options.max_stalls", &mut options.max_stalls, 3),
@@ -108,7 +119,14 @@ mod tests {
         };
         let Err(EngineError::Invalid(wrong)) = check(request) else { panic!("accepted") };
         let fields: Vec<_> = wrong.iter().map(|(field, _)| *field).collect();
-        assert_eq!(fields, ["kind", "input", "idempotency_key", "options.max_attempts"]);
+        assert_eq!(fields, ["kind", "input_json", "idempotency_key", "options.max_attempts"]);
+    }
+
+    #[test]
+    fn an_input_that_readers_would_choke_on_is_refused() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(check_json(&nested(64)).is_ok());
+        assert!(check_json(&nested(65)).is_err_and(|what| what.contains("65")));
     }
 
     #[test]

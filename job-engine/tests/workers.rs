@@ -147,6 +147,7 @@ on_both_stores! {
     j36_drain_tells_workers_and_watchers
     j37_bad_reports_are_rejected_and_bad_hellos_refused
     e24_others_jobs_do_not_exist
+    e54_a_worker_that_does_not_read_keeps_jobs_from_nobody
     kinds_and_lists_are_shared
     delayed_jobs_and_retries_wait_for_their_time
 }

@@ -140,9 +140,9 @@ impl<'r> Draft<'r> {
         draft.put(index::ALL_JOBS, id.clone(), Duration::ZERO);
         draft.put(owned, id, Duration::ZERO);
         if delay.is_zero() {
-            draft.enqueue("")
+            draft.enqueue("");
         } else {
-            draft.schedule(delay, "")
+            draft.schedule(delay, "");
         }
         draft
     }

@@ -1,15 +1,17 @@
 //! The event log on Redis or Valkey: one hash and one Redis stream a stream, one sorted set an index.
 //!
 //! Keys, all under one hash tag so that every commit touches a single slot:
-//! `{ns}s:<stream>` hash of `q` last seq, `e` epoch, `f` first seq kept, `v` state;
+//! `{ns}s:<stream>` hash of `h` head (`<last seq> <epoch>`), `f` first seq kept, `v` state;
 //! `{ns}l:<stream>` Redis stream, entry id `<seq>-0` (which Redis refuses unless it grows), field `d`;
 //! `{ns}i:<index>` sorted set, score = due time in ms on the server's clock; `{ns}w` pub/sub channel of hints.
 //!
-//! Invariant: every change is one Lua script, so it happens whole or not at all. A command whose answer was lost is
-//! sent again: scripts are idempotent, and a commit that finds its own work done recognises it (`own_work`).
+//! Invariant: every change happens inside one run of a Lua script, so whole or not at all; one run makes many
+//! changes that have nothing to do with each other ([`committer`]). A command whose answer was lost is sent again:
+//! scripts are idempotent, and a commit that finds its own work done recognises it (`own_work`).
 //! Needs `maxmemory-policy noeviction`; refuses to start otherwise, because an evicted stream is a lost job.
 //! Does not: follow Sentinel or Cluster.
 
+mod committer;
 mod connection;
 mod hints;
 
@@ -21,13 +23,14 @@ use std::{
 
 use ::redis::{FromRedisValue, Value, cmd};
 use bytes::Bytes;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Answer, Commit, CommitOutcome, Entry, Expect, HINT_BUFFER, Head, Hint, IndexChange, Page, Snapshot,
     Store, StoreError,
 };
+use committer::{Change, Committer, QUEUE, Request};
 use connection::{Connection, Script};
 
 /// How many entries one XRANGE asks for.
@@ -54,8 +57,8 @@ impl RedisOptions {
 /// The event log on Redis.
 pub struct RedisStore {
     connection: Connection,
-    commit: Script,
-    delete: Script,
+    committer: Arc<Committer>,
+    commits: mpsc::Sender<Request>,
     read: Script,
     claim: Script,
     renew: Script,
@@ -67,6 +70,7 @@ pub struct RedisStore {
     _clock: AbortOnDropHandle<()>,
 }
 
+#[derive(Clone)]
 struct Keys {
     namespace: String,
 }
@@ -103,6 +107,15 @@ impl RedisStore {
         let (hints, _) = broadcast::channel(HINT_BUFFER);
         let skew_ms = Arc::new(AtomicI64::new(0));
         sample_clock(&connection, &skew_ms).await?;
+        let committer = Arc::new(Committer {
+            connection: connection.clone(),
+            keys: keys.clone(),
+            commit: Script::new(include_str!("redis/commit.lua")),
+            delete: Script::new(concat!("#!lua flags=allow-oom\n", include_str!("redis/commit.lua"))),
+        });
+        let (commits, requests) = mpsc::channel(QUEUE);
+        // Ends with the store, when what it was given is answered.
+        tokio::spawn(committer.clone().run(requests));
         Ok(Self {
             _hints: AbortOnDropHandle::new(tokio::spawn(hints::listen(
                 client,
@@ -110,8 +123,8 @@ impl RedisStore {
                 hints.clone(),
             ))),
             _clock: AbortOnDropHandle::new(tokio::spawn(follow_clock(connection.clone(), skew_ms.clone()))),
-            commit: Script::new(include_str!("redis/commit.lua")),
-            delete: Script::new(concat!("#!lua flags=allow-oom\n", include_str!("redis/commit.lua"))),
+            committer,
+            commits,
             read: Script::new(include_str!("redis/read.lua")),
             claim: Script::new(include_str!("redis/claim.lua")),
             renew: Script::new(include_str!("redis/renew.lua")),
@@ -120,43 +133,6 @@ impl RedisStore {
             hints,
             skew_ms,
         })
-    }
-
-    /// The arguments of `commit.lua`.
-    fn commit_args(&self, mode: &str, head: &Head, c: &Change<'_>) -> (Vec<String>, Vec<Bytes>) {
-        let mut keys = vec![self.keys.state(c.stream), self.keys.log(c.stream), self.keys.channel()];
-        let text = |s: &str| Bytes::copy_from_slice(s.as_bytes());
-        let number = |n: u64| Bytes::from(n.to_string());
-        let mut args = Vec::with_capacity(7 + c.events.len() + 4 * c.index.len());
-        args.extend([text(mode), number(head.seq), text(&head.epoch), c.state.clone()]);
-        args.extend([number(c.first_seq), text(c.stream), number(c.events.len() as u64)]);
-        args.extend_from_slice(c.events);
-        for change in c.index {
-            let (op, index, member, after) = match change {
-                IndexChange::Put { index, member, after } => ("p", index, member, millis(*after)),
-                IndexChange::Remove { index, member } => ("r", index, member, 0),
-            };
-            keys.push(self.keys.index(index));
-            args.extend([text(op), text(member), number(after), text(index)]);
-        }
-        (keys, args)
-    }
-
-    async fn change(&self, mode: &str, head: Head, change: Change<'_>) -> Result<CommitOutcome, StoreError> {
-        let (keys, args) = self.commit_args(mode, &head, &change);
-        let done = Head { seq: head.seq + change.events.len() as u64, epoch: head.epoch };
-        let script = if mode == "del" { &self.delete } else { &self.commit };
-        let (reply, repeated) = self.connection.run(script, &keys, &args).await?;
-        if let Value::Int(1) = reply {
-            return Ok(CommitOutcome::Committed(done));
-        }
-        let current = snapshot(reply)?;
-        let own_work = repeated
-            && match &current {
-                Some(now) => mode != "del" && now.head == done && now.state == change.state,
-                None => mode == "del",
-            };
-        Ok(if own_work { CommitOutcome::Committed(done) } else { CommitOutcome::Conflict(current) })
     }
 
     async fn range(
@@ -168,10 +144,10 @@ impl RedisStore {
         let keys = [self.keys.state(stream), self.keys.log(stream)];
         let args = [format!("{}-0", after.saturating_add(1)).into(), count.to_string().into()];
         let (reply, _) = self.connection.run(&self.read, &keys, &args).await?;
-        type Raw = ((Option<u64>, Option<String>, Option<u64>), Vec<(String, Vec<(String, Vec<u8>)>)>);
-        let ((seq, epoch, first), raw): Raw = parse(reply)?;
-        let head = match (seq, epoch, first) {
-            (Some(seq), Some(epoch), Some(first)) => Some((Head { seq, epoch }, first)),
+        type Raw = ((Option<String>, Option<u64>), Vec<(String, Vec<(String, Vec<u8>)>)>);
+        let ((head, first), raw): Raw = parse(reply)?;
+        let head = match (head, first) {
+            (Some(text), Some(first)) => Some((head_of(&text)?, first)),
             _ => None,
         };
         let entries = raw.into_iter().map(|(id, mut fields)| {
@@ -185,43 +161,38 @@ impl RedisStore {
     }
 }
 
-/// What `commit` and `delete` have in common.
-struct Change<'a> {
-    stream: &'a str,
-    state: Bytes,
-    events: &'a [Bytes],
-    first_seq: u64,
-    index: &'a [IndexChange],
-}
-
 impl Store for RedisStore {
     fn commit(&self, commit: Commit) -> Answer<'_, CommitOutcome> {
         Box::pin(async move {
-            if commit.events.is_empty() {
+            let Commit { stream, expect, state, events, first_seq, index } = commit;
+            if events.is_empty() {
                 return Err(StoreError::Damaged("a commit needs at least one event".into()));
             }
-            let (mode, head) = match commit.expect {
-                Expect::Absent { epoch } => ("new", Head { seq: 0, epoch }),
-                Expect::At(head) => ("at", head),
+            let (expected, before) = match expect {
+                Expect::Absent { epoch } => (None, Head { seq: 0, epoch }),
+                Expect::At(head) => (Some(head.clone()), head),
             };
-            let change = Change {
-                stream: &commit.stream,
-                state: commit.state,
-                events: &commit.events,
-                first_seq: commit.first_seq,
-                index: &commit.index,
-            };
-            self.change(mode, head, change).await
+            let done = Head { seq: before.seq + events.len() as u64, epoch: before.epoch };
+            let change = Change { stream, expected, done, state, events, first_seq, index };
+            let stopped = || StoreError::Unavailable("the event log has stopped".into());
+            let (reply, answer) = oneshot::channel();
+            let request = Request { change, give_up: self.connection.give_up(), reply };
+            self.commits.send(request).await.map_err(|_| stopped())?;
+            answer.await.map_err(|_| stopped())?
         })
     }
 
     fn delete(&self, stream: &str, expect: Head, index: Vec<IndexChange>) -> Answer<'_, CommitOutcome> {
-        let stream = stream.to_owned();
-        Box::pin(async move {
-            let change =
-                Change { stream: &stream, state: Bytes::new(), events: &[], first_seq: 0, index: &index };
-            self.change("del", expect, change).await
-        })
+        let change = Change {
+            stream: stream.to_owned(),
+            expected: Some(expect.clone()),
+            done: expect,
+            state: Bytes::new(),
+            events: Vec::new(),
+            first_seq: 0,
+            index,
+        };
+        Box::pin(async move { self.committer.delete(change, self.connection.give_up()).await })
     }
 
     fn load(&self, streams: Vec<String>) -> Answer<'_, Vec<Option<Snapshot>>> {
@@ -231,7 +202,7 @@ impl Store for RedisStore {
             }
             let mut pipe = ::redis::pipe();
             for stream in &streams {
-                pipe.cmd("HMGET").arg(self.keys.state(stream)).arg("q").arg("e").arg("f").arg("v");
+                pipe.cmd("HMGET").arg(self.keys.state(stream)).arg("h").arg("f").arg("v");
             }
             let replies: Vec<Value> = parse(self.connection.pipeline(&pipe).await?)?;
             replies.into_iter().map(snapshot).collect()
@@ -340,14 +311,20 @@ fn snapshot(reply: Value) -> Result<Option<Snapshot>, StoreError> {
     if matches!(&reply, Value::Array(items) if items.is_empty()) {
         return Ok(None);
     }
-    let (seq, epoch, first, state): (Option<u64>, Option<String>, Option<u64>, Option<Vec<u8>>) =
-        parse(reply)?;
-    Ok(match (seq, epoch, first, state) {
-        (Some(seq), Some(epoch), Some(first_seq), Some(state)) => {
-            Some(Snapshot { head: Head { seq, epoch }, first_seq, state: state.into() })
+    let (head, first, state): (Option<String>, Option<u64>, Option<Vec<u8>>) = parse(reply)?;
+    Ok(match (head, first, state) {
+        (Some(head), Some(first_seq), Some(state)) => {
+            Some(Snapshot { head: head_of(&head)?, first_seq, state: state.into() })
         }
         _ => None,
     })
+}
+
+/// `<last seq> <epoch>`.
+fn head_of(text: &str) -> Result<Head, StoreError> {
+    let head = text.split_once(' ').and_then(|(seq, epoch)| Some((seq.parse().ok()?, epoch.to_owned())));
+    let (seq, epoch) = head.ok_or_else(|| StoreError::Damaged(format!("the head {text:?}")))?;
+    Ok(Head { seq, epoch })
 }
 
 fn parse<T: FromRedisValue>(reply: Value) -> Result<T, StoreError> {

@@ -279,7 +279,8 @@ pub(crate) async fn j14_a_finished_job_replays_and_ends(world: World) {
 
 pub(crate) async fn j31_one_idempotency_key_is_one_job(world: World) {
     let engine = world.engine().await;
-    let _worker = Worker::connect(&engine, &["idle", "demo"]).await;
+    // The kind is known, but nobody takes the job yet.
+    drop(Worker::connect(&engine, &["demo"]).await);
     let request = |input: &str| SubmitJobRequest {
         kind: "demo".into(),
         input_json: input.into(),
@@ -298,6 +299,14 @@ pub(crate) async fn j31_one_idempotency_key_is_one_job(world: World) {
     assert_eq!((ids.len(), answers.iter().filter(|a| a.created).count()), (1, 1));
     let other = engine.jobs().await.submit_job(request("{\"other\":1}")).await.expect_err("a conflict");
     assert_eq!(other.code(), Code::AlreadyExists);
+    // A job that was removed does not run again under its key.
+    let mut worker = Worker::connect(&engine, &["demo"]).await;
+    let lease = worker.assignment().await;
+    worker.ok(&lease, 1, done()).await;
+    let delete = DeleteJobRequest { caller: None, job_id: lease.job_id };
+    engine.jobs().await.delete_job(delete).await.expect("deleted");
+    let again = engine.jobs().await.submit_job(request("{}")).await.expect_err("it was removed");
+    assert_eq!(again.code(), Code::NotFound);
     // Another owner's key is another key.
     let theirs = SubmitJobRequest { caller: Some(caller("you")), ..request("{}") };
     assert!(engine.jobs().await.submit_job(theirs).await.expect("accepted").into_inner().created);
@@ -483,5 +492,27 @@ pub(crate) async fn delayed_jobs_and_retries_wait_for_their_time(world: World) {
     assert_eq!(lease.attempt, 2);
     worker.ok(&lease, 1, Body::Fail(Failed { retryable: true, ..Failed::default() })).await;
     engine.until(&job.job_id, JobState::Failed).await;
+    engine.stop().await;
+}
+
+/// More than the windows of its connection and every queue behind it can hold.
+pub(crate) async fn e54_a_worker_that_does_not_read_keeps_jobs_from_nobody(world: World) {
+    let engine = world.engine().await;
+    let greedy = Hello { capacity: 1000, ..hello(&["demo"]) };
+    let deaf = Worker::say_hello(&engine, greedy).await.expect("welcome");
+    let input_json = format!("\"{}\"", "x".repeat(32 * 1024));
+    let mut jobs = engine.jobs().await;
+    for _ in 0..600 {
+        let request =
+            SubmitJobRequest { kind: "demo".into(), input_json: input_json.clone(), ..Default::default() };
+        jobs.submit_job(request).await.expect("accepted");
+    }
+    // It pings on, but never looks at what it is sent; another one must get jobs all the same.
+    let mut other = Worker::connect(&engine, &["demo"]).await;
+    for _ in 0..2 {
+        let lease = other.assignment().await;
+        other.ok(&lease, 1, done()).await;
+    }
+    drop(deaf);
     engine.stop().await;
 }

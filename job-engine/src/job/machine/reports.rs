@@ -15,6 +15,7 @@ use tidegate_proto::{
 };
 
 use super::{Draft, Refusal};
+use crate::submission::check_json;
 
 /// What became of a report.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +38,9 @@ impl Draft<'_> {
         jitter: f64,
     ) -> Result<Reported, Refusal> {
         let lease = self.record.lease.as_ref().filter(|l| l.token == token).ok_or(Refusal::LeaseLost)?;
+        if number == 0 {
+            return Err(Refusal::Rejected("reports are numbered from 1".into()));
+        }
         if number <= lease.last_report {
             return Ok(Reported::Stored(lease.last_report_seq));
         }
@@ -54,7 +58,8 @@ impl Draft<'_> {
             (Body::Checkpoint(checkpoint), None) => self.checkpoint(checkpoint)?,
             (Body::Custom(custom), None) => {
                 if !limits::is_custom_event_name(&custom.name) {
-                    return Err(Refusal::Rejected(format!("{:?} cannot name a custom event", custom.name)));
+                    let name = cut(custom.name.clone(), limits::MAX_NAME_BYTES);
+                    return Err(Refusal::Rejected(format!("{name:?} cannot name a custom event")));
                 }
                 json("custom event", &custom.json, self.rules.max_custom)?;
                 self.event(Kind::Custom(custom.clone()));
@@ -165,7 +170,5 @@ fn json(what: &str, text: &str, max: usize) -> Result<(), Refusal> {
             text.len()
         )));
     }
-    serde_json::from_str::<serde::de::IgnoredAny>(text)
-        .map(drop)
-        .map_err(|e| Refusal::Rejected(format!("the {what} is not JSON: {e}")))
+    check_json(text).map_err(|wrong| Refusal::Rejected(format!("the {what} {wrong}")))
 }

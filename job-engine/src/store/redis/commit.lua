@@ -1,64 +1,67 @@
--- Changes one stream, whole or not at all; see Store::commit and Store::delete.
+-- Changes streams, each whole or not at all, and each by itself; see Store::commit and Store::delete.
 --
--- KEYS  1 state hash, 2 log stream, 3 hint channel, 4.. one index key per change
--- ARGV  1 mode: new | at | del, 2 expected seq, 3 epoch (expected, or of the new stream), 4 state,
---       5 drop events before this (0: none), 6 stream name, 7 number of events n, 8.. n events,
---       then four per index change: p | r, member, ms from now, index name
--- Reply 1 when it happened, else {seq, epoch, first, state} as they are, or {} when there is no such stream.
+-- KEYS  1 hint channel; then for each change: state hash, log stream, one index key per index change
+-- ARGV  for each change: 1 head expected ('': no such stream), 2 head afterwards, 3 drop events before this
+--       (0: none), 4 state, 5 hint, 6 number of events (0: delete the stream), 7 number of index changes,
+--       then id and data of each event, then ms from now ('': remove) and member of each index change
+-- Reply for each change: 1 when it happened, its error, or {head, first, state} as they are ({}: no such stream)
 --
 -- Redis runs a script whole, but does not undo one that fails half-way: so everything that can fail is checked
--- before the first write, and the first write (XADD with an explicit id) is itself the check that the id grows.
--- When memory is full that first XADD is refused; `del` runs with allow-oom instead, because it makes room.
-local mode, seq = ARGV[1], ARGV[2]
-local head = redis.call('HMGET', KEYS[1], 'q', 'e', 'f')
-if mode == 'new' then
-  if head[1] then return redis.call('HMGET', KEYS[1], 'q', 'e', 'f', 'v') end
+-- before a change's first write, and that first write (XADD with an explicit id) is itself the check that the id
+-- grows. When memory is full the XADDs are refused, as long as nothing is written: deletions run with allow-oom,
+-- because they make room, and by themselves, because what follows a write is refused no more.
+-- Numbers come as the text that is stored: to format one here costs as much as a command.
+local KEYS, ARGV, call = KEYS, ARGV, redis.call
+local now
+
+local function due(after)
+  if not now then
+    local time = call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+  end
+  return string.format('%.0f', now + after)
+end
+
+-- Makes the change whose keys begin at k and arguments at a.
+local function change(k, a, events, moves)
+  local state, log = KEYS[k], KEYS[k + 1]
+  local head = call('HGET', state, 'h')
+  if (head or '') ~= ARGV[a] then
+    return head and call('HMGET', state, 'h', 'f', 'v') or {}
+  end
   -- A log without a state is a remnant. Not removed blindly: after any write, full memory is no longer refused.
-  if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('UNLINK', KEYS[2]) end
-elseif head[1] ~= seq or head[2] ~= ARGV[3] then
-  if not head[1] then return {} end
-  return redis.call('HMGET', KEYS[1], 'q', 'e', 'f', 'v')
-end
-
-local n = tonumber(ARGV[7])
-local hint
-if mode == 'del' then
-  redis.call('UNLINK', KEYS[1], KEYS[2])
-  hint = 'd ' .. ARGV[6]
-else
-  local last = seq
-  for i = 1, n do
-    last = string.format('%.0f', seq + i)
-    redis.call('XADD', KEYS[2], last .. '-0', 'd', ARGV[7 + i])
+  if not head and call('EXISTS', log) == 1 then call('UNLINK', log) end
+  local at, first = a + 7, ARGV[a + 2]
+  for _ = 1, events do
+    call('XADD', log, ARGV[at], 'd', ARGV[at + 1])
+    at = at + 2
   end
-  local first = head[3] or '1'
-  if tonumber(ARGV[5]) > tonumber(first) then
-    first = ARGV[5]
-    redis.call('XTRIM', KEYS[2], 'MINID', first)
-  end
-  if mode == 'new' then
-    redis.call('HSET', KEYS[1], 'e', ARGV[3], 'f', first, 'q', last, 'v', ARGV[4])
-  elseif first ~= head[3] then
-    redis.call('HSET', KEYS[1], 'f', first, 'q', last, 'v', ARGV[4])
+  if events == 0 then
+    call('UNLINK', state, log)
+  elseif head then
+    call('HSET', state, 'h', ARGV[a + 1], 'v', ARGV[a + 3])
   else
-    redis.call('HSET', KEYS[1], 'q', last, 'v', ARGV[4])
+    call('HSET', state, 'h', ARGV[a + 1], 'v', ARGV[a + 3], 'f', '1')
   end
-  hint = 's ' .. last .. ' ' .. ARGV[6]
+  if first ~= '0' and call('XTRIM', log, 'MINID', first) > 0 then call('HSET', state, 'f', first) end
+  for i = k + 2, k + 1 + moves do
+    if ARGV[at] == '' then
+      call('ZREM', KEYS[i], ARGV[at + 1])
+    else
+      call('ZADD', KEYS[i], due(ARGV[at]), ARGV[at + 1])
+    end
+    at = at + 2
+  end
+  return 1
 end
 
-if #KEYS > 3 then
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local at = 8 + n
-  for i = 4, #KEYS do
-    if ARGV[at] == 'p' then
-      redis.call('ZADD', KEYS[i], string.format('%.0f', now + ARGV[at + 2]), ARGV[at + 1])
-      if ARGV[at + 2] == '0' then hint = hint .. '\ni ' .. ARGV[at + 3] end
-    else
-      redis.call('ZREM', KEYS[i], ARGV[at + 1])
-    end
-    at = at + 4
-  end
+local replies, hints, k, a = {}, {}, 2, 1
+while KEYS[k] do
+  local events, moves = tonumber(ARGV[a + 5]), tonumber(ARGV[a + 6])
+  local _, reply = pcall(change, k, a, events, moves)
+  if reply == 1 then hints[#hints + 1] = ARGV[a + 4] end
+  replies[#replies + 1] = reply
+  k, a = k + 2 + moves, a + 7 + 2 * (events + moves)
 end
-redis.call('PUBLISH', KEYS[3], hint)
-return 1
+if hints[1] then call('PUBLISH', KEYS[1], table.concat(hints, '\n')) end
+return replies

@@ -25,6 +25,13 @@ impl Script {
     pub(super) fn new(source: &'static str) -> Self {
         Self { source, hash: redis::Script::new(source).get_hash().to_owned() }
     }
+
+    /// A call with this many keys; they and the arguments are yet to be added.
+    pub(super) fn command(&self, keys: usize) -> Cmd {
+        let mut cmd = Cmd::new();
+        cmd.arg("EVALSHA").arg(&self.hash).arg(keys);
+        cmd
+    }
 }
 
 /// The connection; clones share it.
@@ -53,27 +60,41 @@ impl Connection {
         keys: &[String],
         args: &[Bytes],
     ) -> Result<(Value, bool), StoreError> {
-        let mut cmd = Cmd::new();
-        cmd.arg("EVALSHA").arg(&script.hash).arg(keys.len());
+        let mut cmd = script.command(keys.len());
         for key in keys {
             cmd.arg(key);
         }
         for arg in args {
             cmd.arg(&arg[..]);
         }
-        self.retry(Request::Script(script, &cmd)).await
+        self.evaluate(script, &cmd, self.give_up()).await
+    }
+
+    /// Like [`run`](Self::run) with a command of [`Script::command`], tried again until `give_up`. An error inside
+    /// an array is part of the reply.
+    pub(super) async fn evaluate(
+        &self,
+        script: &Script,
+        cmd: &Cmd,
+        give_up: Instant,
+    ) -> Result<(Value, bool), StoreError> {
+        self.retry(Request::Script(script, cmd), give_up).await
+    }
+
+    /// Until when a request that is made now is tried again.
+    pub(super) fn give_up(&self) -> Instant {
+        Instant::now() + self.patience
     }
 
     pub(super) async fn command(&self, cmd: &Cmd) -> Result<Value, StoreError> {
-        self.retry(Request::Command(cmd)).await.map(|(value, _)| value)
+        self.retry(Request::Command(cmd), self.give_up()).await.map(|(value, _)| value)
     }
 
     pub(super) async fn pipeline(&self, pipe: &Pipeline) -> Result<Value, StoreError> {
-        self.retry(Request::Pipeline(pipe)).await.map(|(value, _)| value)
+        self.retry(Request::Pipeline(pipe), self.give_up()).await.map(|(value, _)| value)
     }
 
-    async fn retry(&self, request: Request<'_>) -> Result<(Value, bool), StoreError> {
-        let give_up = Instant::now() + self.patience;
+    async fn retry(&self, request: Request<'_>, give_up: Instant) -> Result<(Value, bool), StoreError> {
         let mut pause = Duration::from_millis(20);
         let mut repeated = false;
         loop {
@@ -110,8 +131,25 @@ impl Connection {
 }
 
 /// Sends one command; an error that the server answers is an error.
+///
+/// So is one inside an array that will pass: a server refuses the first write of a script for such a reason, hence
+/// every change in it that could be made, and all of it can be tried again.
 async fn send(manager: &mut ConnectionManager, cmd: &Cmd) -> RedisResult<Value> {
-    manager.req_packed_command(cmd).await.and_then(Value::extract_error)
+    let passing = |item: &Value| match item {
+        Value::ServerError(error) => {
+            let error = RedisError::from(error.clone());
+            matches!(typed(&error), StoreError::Unavailable(_)).then_some(error)
+        }
+        _ => None,
+    };
+    match manager.req_packed_command(cmd).await? {
+        Value::ServerError(error) => Err(error.into()),
+        Value::Array(items) => match items.iter().find_map(passing) {
+            Some(error) => Err(error),
+            None => Ok(Value::Array(items)),
+        },
+        other => Ok(other),
+    }
 }
 
 /// What can be sent.
