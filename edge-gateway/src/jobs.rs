@@ -1,15 +1,13 @@
 //! The REST handlers: each one call to the engine.
 
-use std::{fmt, str::FromStr};
+use std::{convert::Infallible, fmt, num::NonZeroU32, str::FromStr};
 
 use axum::{
-    body::Bytes,
-    extract::{
-        Path, Query, State,
-        rejection::{BytesRejection, QueryRejection},
-    },
+    extract::{FromRequest, Path, Query, Request, State, rejection::QueryRejection},
     response::{IntoResponse, Response},
 };
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use prost_types::Duration;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -58,7 +56,7 @@ impl fmt::Display for JobId {
 }
 
 /// A body, read within its limit.
-type Body = Result<Bytes, BytesRejection>;
+pub(crate) struct Body(Result<Bytes, Problem>);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,10 +73,10 @@ struct Submission {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Options {
     delay_seconds: Option<Seconds>,
-    max_attempts: Option<u32>,
+    max_attempts: Option<NonZeroU32>,
     backoff_seconds: Option<Seconds>,
     max_backoff_seconds: Option<Seconds>,
-    max_stalls: Option<u32>,
+    max_stalls: Option<NonZeroU32>,
     retention_seconds: Option<Seconds>,
 }
 
@@ -134,7 +132,7 @@ pub(crate) async fn submit(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let submission: Submission = parse(&read(body)?)?;
+    let submission: Submission = parse(&body.0?)?;
     let input_json = submission.input.map_or_else(String::new, |raw| raw.get().to_owned());
     if input_json.len() > MAX_INPUT_BYTES {
         return Err(Problem::field("input", &format!("must not have more than {MAX_INPUT_BYTES} bytes")));
@@ -148,10 +146,10 @@ pub(crate) async fn submit(
         input_json,
         options: Some(JobOptions {
             delay: options.delay_seconds.and_then(Seconds::proto),
-            max_attempts: options.max_attempts.unwrap_or_default(),
+            max_attempts: options.max_attempts.map_or(0, NonZeroU32::get),
             backoff: options.backoff_seconds.and_then(Seconds::proto),
             max_backoff: options.max_backoff_seconds.and_then(Seconds::proto),
-            max_stalls: options.max_stalls.unwrap_or_default(),
+            max_stalls: options.max_stalls.map_or(0, NonZeroU32::get),
             retention: options.retention_seconds.and_then(Seconds::proto),
         }),
         idempotency_key: idempotency_key.to_owned(),
@@ -212,7 +210,7 @@ pub(crate) async fn cancel(
     body: Body,
 ) -> Result<Response, Problem> {
     let job_id: JobId = job_id.parse()?;
-    let body = read(body)?;
+    let body = body.0?;
     let Cancellation { reason } = if body.is_empty() { Cancellation::default() } else { parse(&body)? };
     let request = CancelJobRequest { caller: caller.proto(), job_id: job_id.to_string(), reason };
     let answer = app.engine.call(request, |mut client, r| async move { client.cancel_job(r).await }).await?;
@@ -285,12 +283,34 @@ fn json(value: &impl Serialize) -> Response {
     }
 }
 
-/// The body, or why it could not be read.
-fn read(body: Body) -> Result<Bytes, Problem> {
-    body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Problem::BodyTooLarge { limit: MAX_BODY_BYTES },
-        _ => Problem::invalid("the body could not be read"),
-    })
+/// How much of a body that is too large is read and thrown away: a client that is still sending when the connection is
+/// closed may never see the answer.
+const DISCARD_BYTES: usize = 8 * MAX_BODY_BYTES;
+
+impl<S: Sync> FromRequest<S> for Body {
+    type Rejection = Infallible;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Infallible> {
+        let mut body = request.into_body().into_data_stream();
+        let (mut bytes, mut total) = (BytesMut::new(), 0);
+        while let Some(data) = body.next().await {
+            let Ok(data) = data else {
+                return Ok(Self(Err(Problem::invalid("the body could not be read"))));
+            };
+            total += data.len();
+            if total <= MAX_BODY_BYTES {
+                bytes.extend_from_slice(&data);
+            } else if total > DISCARD_BYTES {
+                break;
+            }
+        }
+        let too_large = total > MAX_BODY_BYTES;
+        Ok(Self(if too_large {
+            Err(Problem::BodyTooLarge { limit: MAX_BODY_BYTES })
+        } else {
+            Ok(bytes.freeze())
+        }))
+    }
 }
 
 /// Parses a body; text that is no JSON is told apart from JSON that does not fit.
@@ -348,6 +368,7 @@ mod tests {
             r#"{"kind":"a","options":{"delaySeconds":-1}}"#,
             r#"{"kind":"a","options":{"delaySeconds":1e300}}"#,
             r#"{"kind":"a","options":{"maxAttempts":1.5}}"#,
+            r#"{"kind":"a","options":{"maxAttempts":0}}"#,
         ] {
             assert!(matches!(kind(bad), Err(Problem::InvalidArgument { .. })), "{bad}");
         }

@@ -113,17 +113,39 @@ impl Problem {
     }
 }
 
+/// A field of a gRPC request as the HTTP side calls it.
+fn json_name(field: &str) -> &str {
+    match field {
+        "input_json" => "input",
+        "idempotency_key" => "Idempotency-Key",
+        "page_size" => "limit",
+        "page_token" => "cursor",
+        "options.delay" => "options.delaySeconds",
+        "options.max_attempts" => "options.maxAttempts",
+        "options.backoff" => "options.backoffSeconds",
+        "options.max_backoff" => "options.maxBackoffSeconds",
+        "options.max_stalls" => "options.maxStalls",
+        "options.retention" => "options.retentionSeconds",
+        other => other,
+    }
+}
+
 impl From<Status> for Problem {
     fn from(status: Status) -> Self {
         let info = status.get_details_error_info();
         let detail = || status.message().to_owned();
-        let invalid = || Self::InvalidArgument {
-            detail: detail(),
-            fields: status.get_details_bad_request().map_or_else(Vec::new, |bad| {
-                let field =
-                    |v: tonic_types::FieldViolation| Field { field: v.field, description: v.description };
-                bad.field_violations.into_iter().map(field).collect()
-            }),
+        let invalid = || match status.get_details_bad_request() {
+            Some(bad) => {
+                let field = |v: tonic_types::FieldViolation| Field {
+                    field: json_name(&v.field).to_owned(),
+                    description: v.description,
+                };
+                let fields: Vec<_> = bad.field_violations.into_iter().map(field).collect();
+                let words: Vec<_> =
+                    fields.iter().map(|f| format!("{}: {}", f.field, f.description)).collect();
+                Self::InvalidArgument { detail: words.join("; "), fields }
+            }
+            None => Self::InvalidArgument { detail: detail(), fields: Vec::new() },
         };
         if let Some(info) = info.filter(|info| info.domain == "tidegate") {
             match info.reason.as_str() {

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request},
+    extract::Request,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{any, get, post},
@@ -15,6 +15,7 @@ use axum::{
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tokio::time::timeout;
+use tower::ServiceBuilder;
 use uuid::Uuid;
 
 use crate::{console, engine::Engine, hub::Registry, jobs, problem::Problem, progress};
@@ -37,6 +38,11 @@ pub(crate) struct App {
 
 /// The router.
 pub(crate) fn router(app: App) -> Router {
+    // Outermost first: whatever an inner layer answers is still logged and hardened.
+    let layers = ServiceBuilder::new()
+        .layer(middleware::from_fn(observe))
+        .layer(middleware::from_fn(harden))
+        .layer(middleware::from_fn(guard));
     Router::new()
         .route("/api/jobs", get(jobs::list).post(jobs::submit))
         .route("/api/jobs/{jobId}", get(jobs::show).delete(jobs::delete))
@@ -47,12 +53,11 @@ pub(crate) fn router(app: App) -> Router {
         .merge(console::routes())
         .fallback(any(async || Problem::NotFound))
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .layer(middleware::from_fn(observe))
+        .layer(layers)
         .with_state(app)
 }
 
-/// Names, guards and logs each request.
+/// Names and logs each request.
 async fn observe(mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = request.headers().get(REQUEST_ID).filter(|id| is_request_id(id)).cloned();
@@ -60,35 +65,43 @@ async fn observe(mut request: Request, next: Next) -> Response {
     let id = id.unwrap_or_else(|| HeaderValue::from_static("-"));
     request.headers_mut().insert(REQUEST_ID, id.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut response = if is_foreign(&method, request.headers()) {
-        Problem::CrossOrigin.into_response()
-    } else {
-        // By hand and not by a layer, which would wrap the bodies of streams, too.
-        let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
-        // Only what has a body may be late; streams are answers to GET.
-        let late = if method.is_safe() { Duration::MAX } else { SLOWEST };
-        match timeout(late, answer).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(_panic)) => Problem::Internal.into_response(),
-            Err(_) => Problem::RequestTimeout.into_response(),
-        }
-    };
+    let mut response = next.run(request).await;
     // Without the query: it may carry cursors, later tickets.
     tracing::info!(
         %method, path, status = response.status().as_u16(), id = id.to_str().unwrap_or("-"),
         millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "request"
     );
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// Tells browsers what not to do with an answer.
+async fn harden(request: Request, next: Next) -> Response {
+    const CSP: HeaderValue = HeaderValue::from_static(
+        "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'",
+    );
+    let mut response = next.run(request).await;
     let headers = response.headers_mut();
-    headers.insert(REQUEST_ID, id);
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.insert(
-        header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static(
-            "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'",
-        ),
-    );
+    headers.insert(header::CONTENT_SECURITY_POLICY, CSP);
     response
+}
+
+/// Refuses pages of other origins, and turns a panic or a body that never ends into an answer.
+async fn guard(request: Request, next: Next) -> Response {
+    if is_foreign(request.method(), request.headers()) {
+        return Problem::CrossOrigin.into_response();
+    }
+    // Only what has a body may be late; streams are answers to GET.
+    let late = if request.method().is_safe() { Duration::MAX } else { SLOWEST };
+    // By hand and not by a ready-made layer, which would wrap the bodies of streams, too.
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+    match timeout(late, answer).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(_panic)) => Problem::Internal.into_response(),
+        Err(_) => Problem::RequestTimeout.into_response(),
+    }
 }
 
 /// Whether a request id from outside may go into our log.

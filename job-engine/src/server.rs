@@ -11,10 +11,12 @@ use tidegate_proto::{
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    task::JoinSet,
 };
 use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::Server;
+use tonic::{server::NamedService as _, transport::Server};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     config::{Config, LogConfig},
@@ -32,6 +34,8 @@ use crate::{
     },
 };
 
+/// How often gRPC health is looked after.
+const HEALTH_EVERY: Duration = Duration::from_secs(2);
 /// How long streams have to end after a stop before the process stops waiting for them.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -105,16 +109,14 @@ impl Bound {
             Some(None) => {}
             None => registry.touch(&registry.kinds()),
         };
-        let loops = [
-            tokio::spawn(engine.followers.clone().distribute(engine.store.hints(), on_index)),
-            tokio::spawn(dispatch::assign(engine.clone())),
-            tokio::spawn(dispatch::sweep(engine.clone())),
-            tokio::spawn(admin(self.admin, engine.clone())),
-        ];
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let mut loops = JoinSet::new();
+        loops.spawn(engine.followers.clone().distribute(engine.store.hints(), on_index));
+        loops.spawn(dispatch::assign(engine.clone()));
+        loops.spawn(dispatch::sweep(engine.clone()));
+        loops.spawn(admin(self.admin, engine.clone()));
+        loops.spawn(report_health(reporter.clone(), engine.clone()));
 
-        let (health_reporter, health) = tonic_health::server::health_reporter();
-        health_reporter.set_serving::<JobServiceServer<Services>>().await;
-        health_reporter.set_serving::<WorkerServiceServer<Services>>().await;
         let services = Services(engine.clone());
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -129,8 +131,6 @@ impl Bound {
         });
         let drain = async {
             stop.cancelled().await;
-            health_reporter.set_not_serving::<JobServiceServer<Services>>().await;
-            health_reporter.set_not_serving::<WorkerServiceServer<Services>>().await;
             engine.draining.cancel();
         };
         let server = Server::builder()
@@ -151,18 +151,47 @@ impl Bound {
             stop.cancelled().await;
             tokio::time::sleep(STOP_WITHIN).await;
         };
-        tokio::select! {
-            served = server => served?,
-            () = too_late => tracing::warn!("streams are still open; stopping without them"),
-        }
-        for task in loops {
-            task.abort();
-            // Aborted, or ended before: either way it holds the log no longer.
-            let _ = task.await;
-        }
+        let served = tokio::select! {
+            served = server => served.map_err(Into::into),
+            () = too_late => {
+                tracing::warn!("streams are still open; stopping without them");
+                Ok(())
+            }
+            // They run for ever: one that ended has failed, and an engine without it would only look alive.
+            ended = loops.join_next() => Err(anyhow::anyhow!("a part of the engine ended by itself: {ended:?}")),
+        };
+        engine.draining.cancel();
+        // Whatever the loops hold of the log is let go before it is closed.
+        loops.shutdown().await;
         engine.tasks.close();
         let _ = tokio::time::timeout(STOP_WITHIN, engine.tasks.wait()).await;
-        Ok(())
+        served
+    }
+}
+
+/// Keeps gRPC health at what the engine can do.
+async fn report_health(reporter: HealthReporter, engine: Arc<Engine>) {
+    loop {
+        let ready = readiness(&engine).await.is_ok();
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", JobServiceServer::<Services>::NAME, WorkerServiceServer::<Services>::NAME] {
+            reporter.set_service_status(service, status).await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(HEALTH_EVERY) => {}
+            () = engine.draining.cancelled(), if ready => {}
+        }
+    }
+}
+
+/// Whether the engine can do its work; else why not.
+async fn readiness(engine: &Engine) -> Result<(), String> {
+    if engine.draining.is_cancelled() {
+        return Err("draining".to_owned());
+    }
+    match tokio::time::timeout(Duration::from_secs(2), engine.store.ping()).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err("the event log does not answer".to_owned()),
     }
 }
 
@@ -171,13 +200,9 @@ async fn admin(listener: TcpListener, engine: Arc<Engine>) {
     let ready = move || {
         let engine = engine.clone();
         async move {
-            if engine.draining.is_cancelled() {
-                return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
-            }
-            match tokio::time::timeout(Duration::from_secs(2), engine.store.ping()).await {
-                Ok(Ok(())) => (StatusCode::OK, "ready\n".to_owned()),
-                Ok(Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
-                Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the event log does not answer\n".to_owned()),
+            match readiness(&engine).await {
+                Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+                Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             }
         }
     };

@@ -23,10 +23,10 @@ async fn requests_that_make_no_sense_get_their_problem() {
         if cursor.is_empty() { request } else { request.header("last-event-id", cursor) }
     };
     let get = |id: &str| stack.client.request(Method::GET, &["api", "jobs", id]);
-    // One byte beyond 512 KiB: the server has read all of it when it refuses, so the answer cannot be lost to a reset.
-    let frame = json!({ "kind": "demo", "input": { "result": "" } }).to_string().len();
+    // From just beyond the limit of 512 KiB to far beyond: the answer must arrive although the client still sends.
     let huge =
-        json!({ "kind": "demo", "input": { "result": "x".repeat((512 << 10) + 1 - frame) } }).to_string();
+        |kib: usize| json!({ "kind": "demo", "input": { "result": "x".repeat(kib << 10) } }).to_string();
+    let nested = format!(r#"{{"kind":"demo","input":{}{}}}"#, "[".repeat(100), "]".repeat(100));
     let large = json!({ "kind": "demo", "input": { "result": "x".repeat(300 << 10) } }).to_string();
     for (what, request, status, slug) in [
         ("an unknown kind", post(r#"{"kind":"nonsense","input":{}}"#.into()), 400, "unknown-kind"),
@@ -40,7 +40,10 @@ async fn requests_that_make_no_sense_get_their_problem() {
             400,
             "invalid-argument",
         ),
-        ("a body over the limit", post(huge), 413, "body-too-large"),
+        ("a body over the limit", post(huge(512)), 413, "body-too-large"),
+        ("a body well over the limit", post(huge(600)), 413, "body-too-large"),
+        ("a body far over the limit", post(huge(2048)), 413, "body-too-large"),
+        ("an input nested too deeply", post(nested), 400, "invalid-argument"),
         ("an input over the limit", post(large), 400, "invalid-argument"),
         ("an id that is no UUID", get("no-uuid"), 400, "malformed-job-id"),
         ("the id of no job", get(NOBODY), 404, "job-not-found"),

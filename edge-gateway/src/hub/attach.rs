@@ -50,6 +50,8 @@ pub(crate) enum Plan {
 pub(crate) fn decide(position: &Position, view: View<'_>) -> Plan {
     let oldest = view.first.saturating_sub(1);
     let cursor = match position {
+        // Whoever comes first must know, too, that the beginning is missing.
+        Position::Earliest if oldest > 0 => return Plan::Trimmed { from: 1, after: oldest },
         Position::Earliest => return Plan::Fresh { after: oldest },
         // A finished job has nothing to come, but every stream says how its job ended.
         Position::Latest if view.terminal => {
@@ -81,7 +83,9 @@ mod tests {
     fn j15_every_cursor_has_a_defined_outcome() {
         let view = View { epoch: "e", first: 5, head: 9, terminal: false };
         let after = |seq, epoch: &str| Position::After(Cursor::new(seq, epoch));
-        assert_eq!(decide(&Position::Earliest, view), Plan::Fresh { after: 4 });
+        assert_eq!(decide(&Position::Earliest, view), Plan::Trimmed { from: 1, after: 4 });
+        let whole = View { first: 1, ..view };
+        assert_eq!(decide(&Position::Earliest, whole), Plan::Fresh { after: 0 });
         assert_eq!(decide(&Position::Latest, view), Plan::Fresh { after: 9 });
         assert_eq!(decide(&after(4, "e"), view), Plan::Exact { after: 4 });
         assert_eq!(decide(&after(9, "e"), view), Plan::Exact { after: 9 });

@@ -130,9 +130,11 @@ async fn e26_a_trimmed_cursor_is_told_what_is_missing() {
         (Some(4), Some(10), Some("trimmed"))
     );
     assert_eq!(numbers(&answer.take(10).await), (11..=20).collect::<Vec<_>>());
-    // Without a cursor nothing is missing, and one at the edge is exact.
+    // Without a cursor the beginning is missing, too; a cursor at the edge is exact.
     let mut answer = edge.watch("").await;
     answer.expect("connected").await;
+    let data = answer.expect("gap").await.json();
+    assert_eq!((data["from"].as_u64(), data["to"].as_u64()), (Some(1), Some(10)));
     assert_eq!(numbers(&answer.take(1).await), [11]);
     let mut answer = edge.watch("last-event-id: 10-q7x2ma\r\n").await;
     assert_eq!(answer.expect("connected").await.json()["resumed"], true);
