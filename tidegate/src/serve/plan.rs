@@ -153,14 +153,23 @@ fn address_of(errors: &mut Vec<String>, flag: &str, value: &str, insecure: bool)
     None
 }
 
-/// Makes the directories that are ours; those that were named must exist, which the worker checks.
+/// A file to try csv-import on: airports of the United States, from Data.gov.
+const EXAMPLE: &[u8] = include_bytes!("../../../worker/examples/airports.csv");
+
+/// Makes the directories that are ours, the import directory with an example in it; those that were named must exist,
+/// which the worker checks.
 fn directories(errors: &mut Vec<String>, args: &Serve) {
-    let own = args.import_dirs.is_empty().then(|| args.data_dir.join("import"));
-    for dir in [Some(args.data_dir.clone()), own].into_iter().flatten() {
-        if let Err(error) = fs::create_dir_all(&dir) {
-            errors.push(format!("--data-dir {}: {error}", dir.display()));
-            return;
+    let make = || {
+        fs::create_dir_all(&args.data_dir)?;
+        let import = args.data_dir.join("import");
+        if args.import_dirs.is_empty() && !import.exists() {
+            fs::create_dir(&import)?;
+            fs::write(import.join("airports.csv"), EXAMPLE)?;
         }
+        Ok::<_, std::io::Error>(())
+    };
+    if let Err(error) = make() {
+        errors.push(format!("--data-dir {}: {error}", args.data_dir.display()));
     }
 }
 

@@ -145,7 +145,7 @@ impl JobHandler for CsvImport {
                         "description": "The database's file name, below the data directory."},
                 },
             }),
-            example: json!({"path": "zipcodes.csv", "table": "zipcodes"}),
+            example: json!({"path": "airports.csv"}),
         }
     }
 
