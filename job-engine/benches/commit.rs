@@ -1,9 +1,11 @@
-//! Commits a second: one event of 120 bytes, a state of 600 bytes and one index change each, by many callers at once.
+//! Commits a second: one event of 120 bytes and a state of 600 bytes each, without and with one index change, by many
+//! callers at once, each with a stream of its own.
 //!
 //! Run it on an idle machine: server, callers and store share its cores.
-//! Redis stands beside bare `XADD`s of the same event on the same server, through the same client library, so that
-//! the ratio says what the store costs: once sent in explicit pipelines of as many as there are callers, once by as
-//! many callers who each wait for their answer. Run with
+//! Redis stands beside bare `XADD`s of the same event to as many streams of the same server, through the same client
+//! library, so that the ratio says what the store costs: once in four explicit pipelines of one `XADD` a stream, once
+//! by as many callers who each wait for their answer. What the server itself spent is the column `server us`: its
+//! CPU time per event, which other load on the machine disturbs least. Run with
 //! `cargo bench -p job-engine --bench commit -- [seconds per figure] [callers]`.
 #![allow(missing_docs)]
 
@@ -37,6 +39,8 @@ const KEPT: u64 = 1000;
 struct Figure {
     name: &'static str,
     callers: usize,
+    /// The server's CPU time per call.
+    server: Option<Duration>,
     per_second: f64,
     p50: Duration,
     p99: Duration,
@@ -51,17 +55,22 @@ async fn main() {
     let server = RedisServer::start();
     let client = redis::Client::open(server.url()).expect("a URL");
     let connection = client.get_multiplexed_async_connection().await.expect("redis-server answers");
-    let piped = measure("bare XADD, pipelines", callers, 4, time, |i, m| {
-        bare_pipelines(connection.clone(), i, callers, m)
-    });
-    let piped = piped.await;
-    let bare =
-        measure("bare XADD", callers, callers, time, |i, m| bare_calls(connection.clone(), i, m)).await;
-    let store = RedisStore::connect(&RedisOptions::new(server.url())).await.expect("redis-server answers");
-    let redis = commits("redis commit", Arc::new(store), callers, time).await;
+    let on = Some(&server);
+    let mut table = vec![
+        measure("bare XADD, pipelines", on, callers, 4, time, |_, m| {
+            bare_pipelines(connection.clone(), callers, m)
+        })
+        .await,
+        measure("bare XADD", on, callers, callers, time, |i, m| bare_calls(connection.clone(), i, m)).await,
+    ];
+    for (name, namespace, indexed) in
+        [("redis commit", "plain", false), ("redis commit, index", "indexed", true)]
+    {
+        let options = RedisOptions { namespace: namespace.into(), ..RedisOptions::new(server.url()) };
+        let store = Arc::new(RedisStore::connect(&options).await.expect("redis-server answers"));
+        table.push(commits(name, on, store, indexed, callers, time).await);
+    }
     drop(server);
-    let ratios = [redis.per_second / piped.per_second, redis.per_second / bare.per_second];
-    let mut table = vec![piped, bare, redis];
 
     for (name, durability, callers) in [
         ("embedded, unsynced", Durability::Buffer, callers),
@@ -70,19 +79,27 @@ async fn main() {
     ] {
         let dir = tempfile::tempdir().expect("a scratch directory");
         let store = EmbeddedStore::open(dir.path(), durability).expect("the directory can be opened");
-        table.push(commits(name, Arc::new(store), callers, time).await);
+        table.push(commits(name, None, Arc::new(store), true, callers, time).await);
     }
 
-    println!("\n{:<22} {:>8} {:>12} {:>10} {:>10}", "", "callers", "per second", "p50 ms", "p99 ms");
-    for Figure { name, callers, per_second, p50, p99 } in &table {
-        let (p50, p99) = (p50.as_secs_f64() * 1e3, p99.as_secs_f64() * 1e3);
-        println!("{name:<22} {callers:>8} {per_second:>12.0} {p50:>10.2} {p99:>10.2}");
-    }
     println!(
-        "\nredis commit / bare XADD in pipelines = {:.2}, one by one = {:.2} (target 0.3)",
-        ratios[0], ratios[1]
+        "\n{:<22} {:>8} {:>12} {:>10} {:>10} {:>10}",
+        "", "callers", "per second", "p50 ms", "p99 ms", "server us"
     );
-    println!("embedded, unsynced = {:.0}/s (target 50000)", table[3].per_second);
+    for Figure { name, callers, server, per_second, p50, p99 } in &table {
+        let (p50, p99) = (p50.as_secs_f64() * 1e3, p99.as_secs_f64() * 1e3);
+        let server = server.map_or("-".into(), |s| format!("{:.2}", s.as_secs_f64() * 1e6));
+        println!("{name:<22} {callers:>8} {per_second:>12.0} {p50:>10.2} {p99:>10.2} {server:>10}");
+    }
+    println!();
+    for commit in &table[2..4] {
+        let [piped, called] = [0, 1].map(|bare| commit.per_second / table[bare].per_second);
+        println!(
+            "{} / bare XADD in pipelines = {piped:.2} (target 0.3), one by one = {called:.2}",
+            commit.name
+        );
+    }
+    println!("embedded, unsynced = {:.0}/s (target 50000)", table[4].per_second);
 }
 
 /// Tells the callers when to stop, and which calls to count.
@@ -114,6 +131,7 @@ impl Calls {
 /// Runs `tasks` callers for `time`, after a second to warm up. `callers` is for the table.
 async fn measure<F>(
     name: &'static str,
+    server: Option<&RedisServer>,
     callers: usize,
     tasks: usize,
     time: Duration,
@@ -128,18 +146,31 @@ where
     let calls = || Calls { meter: meter.clone(), took: Vec::new() };
     let tasks: tokio::task::JoinSet<Calls> = (0..tasks).map(|i| caller(i, calls())).collect();
     tokio::time::sleep(Duration::from_secs(1)).await;
+    let spent = server.map(cpu);
     meter.counting.store(true, Ordering::Relaxed);
     let begun = Instant::now();
     tokio::time::sleep(time).await;
     meter.counting.store(false, Ordering::Relaxed);
     let elapsed = begun.elapsed();
+    let spent = server.map(cpu).zip(spent).map(|(after, before)| after - before);
     meter.stopped.store(true, Ordering::Relaxed);
     let mut took: Vec<Duration> = tasks.join_all().await.into_iter().flat_map(|c| c.took).collect();
     took.sort_unstable();
     assert!(!took.is_empty(), "no call ended in time");
     let per_second = took.len() as f64 / elapsed.as_secs_f64();
     println!("{per_second:.0}/s");
-    Figure { name, callers, per_second, p50: took[took.len() / 2], p99: took[took.len() * 99 / 100] }
+    let server = spent.map(|spent| spent.div_f64(took.len() as f64));
+    Figure { name, callers, server, per_second, p50: took[took.len() / 2], p99: took[took.len() * 99 / 100] }
+}
+
+/// The server's CPU time so far.
+fn cpu(server: &RedisServer) -> Duration {
+    let info = server.command("INFO cpu").expect("redis-server answers");
+    let seconds = |name: &str| -> f64 {
+        let value = info.lines().find_map(|line| line.strip_prefix(name));
+        value.and_then(|v| v.trim().parse().ok()).expect("a number of seconds")
+    };
+    Duration::from_secs_f64(seconds("used_cpu_sys:") + seconds("used_cpu_user:"))
 }
 
 fn xadd(caller: usize) -> redis::Cmd {
@@ -164,27 +195,34 @@ async fn bare_calls(
 
 async fn bare_pipelines(
     mut connection: redis::aio::MultiplexedConnection,
-    caller: usize,
-    length: usize,
+    streams: usize,
     mut calls: Calls,
 ) -> Calls {
     let mut pipe = redis::pipe();
-    for i in 0..length {
-        pipe.add_command(xadd(caller * length + i)).ignore();
+    for i in 0..streams {
+        pipe.add_command(xadd(i)).ignore();
     }
     while calls.go_on() {
         let begun = Instant::now();
         pipe.exec_async(&mut connection).await.expect("XADD");
-        calls.note(begun, length);
+        calls.note(begun, streams);
     }
     calls
 }
 
-async fn commits(name: &'static str, store: Arc<dyn Store>, callers: usize, time: Duration) -> Figure {
-    measure(name, callers, callers, time, |caller, calls| commit_loop(store.clone(), caller, calls)).await
+async fn commits(
+    name: &'static str,
+    server: Option<&RedisServer>,
+    store: Arc<dyn Store>,
+    indexed: bool,
+    callers: usize,
+    time: Duration,
+) -> Figure {
+    let caller = |caller, calls| commit_loop(store.clone(), caller, indexed, calls);
+    measure(name, server, callers, callers, time, caller).await
 }
 
-async fn commit_loop(store: Arc<dyn Store>, caller: usize, mut calls: Calls) -> Calls {
+async fn commit_loop(store: Arc<dyn Store>, caller: usize, indexed: bool, mut calls: Calls) -> Calls {
     let stream = format!("0190a0b0-0000-7000-8000-{caller:012}");
     let (state, event) = (Bytes::from(vec![b's'; STATE]), Bytes::from(vec![b'x'; EVENT]));
     let mut expect = Expect::Absent { epoch: "q7x2ma".into() };
@@ -202,7 +240,7 @@ async fn commit_loop(store: Arc<dyn Store>, caller: usize, mut calls: Calls) -> 
             state: state.clone(),
             events: vec![event.clone()],
             first_seq: u64::saturating_sub(seq + 2, KEPT),
-            index: vec![put],
+            index: Vec::from_iter(indexed.then_some(put)),
         };
         match store.commit(commit).await {
             Ok(CommitOutcome::Committed(head)) => {

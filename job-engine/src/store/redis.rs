@@ -142,7 +142,7 @@ impl RedisStore {
         count: usize,
     ) -> Result<(Option<(Head, u64)>, Vec<Entry>), StoreError> {
         let keys = [self.keys.state(stream), self.keys.log(stream)];
-        let args = [format!("{}-0", after.saturating_add(1)).into(), count.to_string().into()];
+        let args = [after.saturating_add(1).to_string().into(), count.to_string().into()];
         let (reply, _) = self.connection.run(&self.read, &keys, &args).await?;
         type Raw = ((Option<String>, Option<u64>), Vec<(String, Vec<(String, Vec<u8>)>)>);
         let ((head, first), raw): Raw = parse(reply)?;

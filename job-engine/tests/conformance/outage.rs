@@ -169,3 +169,83 @@ async fn j24_a_flushed_server_answers_with_no_stream_rather_than_an_old_one() {
     assert_eq!(outcome, CommitOutcome::Conflict(None));
     assert_eq!(load(&*store, "a").await, None);
 }
+
+/// Commits in one batch: on a runtime of one thread, all are requested before any is sent.
+async fn in_one_batch(
+    server: &RedisServer,
+    store: &dyn Store,
+    commits: Vec<Commit>,
+) -> Vec<Result<CommitOutcome, StoreError>> {
+    let runs = || {
+        let info = server.command("INFO commandstats").expect("a reply");
+        let line = info.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        line.and_then(|line| line.split(',').next()?.parse::<u64>().ok()).expect("a number of calls")
+    };
+    let before = runs();
+    let outcomes = futures_util::future::join_all(commits.into_iter().map(|c| store.commit(c))).await;
+    assert_eq!(runs() - before, 1, "one run of the script carries them all");
+    outcomes
+}
+
+#[tokio::test]
+async fn j25_commits_of_one_batch_are_answered_each_by_itself() {
+    let server = RedisServer::start();
+    let store = connect(&server).await;
+    let at = must(&*store, commit("a", absent("e"), "s", &["x"])).await;
+    let there = load(&*store, "a").await;
+    assert!(there.is_some());
+    server.command("SET {conformance}s:broken x").expect("a reply");
+    let good = |name: &str| Commit {
+        index: vec![put("i", name, HOUR)],
+        ..commit(name, absent("e"), name, &["y", "z"])
+    };
+    let broken_index = Commit { index: vec![put("broken", "m", HOUR)], ..good("b2") };
+    server.command("SET {conformance}i:broken x").expect("a reply");
+    let batch = vec![
+        good("b1"),
+        commit("a", absent("e"), "t", &["y"]),
+        commit("broken", Expect::At(at.clone()), "t", &["y"]),
+        broken_index,
+        commit("none", Expect::At(at.clone()), "t", &["y"]),
+        commit("a", Expect::At(at.clone()), "t", &["y"]),
+        commit("a", Expect::At(at.clone()), "u", &["y"]),
+        good("b3"),
+    ];
+
+    // Full memory refuses what would be written, and nothing else.
+    server.command("CONFIG SET maxmemory 1").expect("a reply");
+    let full = in_one_batch(&server, &*store, batch.clone()).await;
+    for refused in [0, 3, 5, 6, 7] {
+        assert!(matches!(full[refused], Err(StoreError::Full(_))), "{refused}: {:?}", full[refused]);
+    }
+    assert_eq!(full[1].as_ref().expect("an answer"), &CommitOutcome::Conflict(there.clone()));
+    assert!(matches!(full[2], Err(StoreError::Damaged(_))), "{:?}", full[2]);
+    assert_eq!(full[4].as_ref().expect("an answer"), &CommitOutcome::Conflict(None));
+    assert_eq!(load(&*store, "a").await, there);
+    assert_eq!(load(&*store, "b1").await, None);
+
+    server.command("CONFIG SET maxmemory 0").expect("a reply");
+    let mut hints = store.hints();
+    let done = in_one_batch(&server, &*store, batch).await;
+    for (i, head) in [(0, head(2, "e")), (5, head(2, "e")), (7, head(2, "e"))] {
+        assert_eq!(done[i].as_ref().expect("an answer"), &CommitOutcome::Committed(head), "{i}");
+    }
+    let now = load(&*store, "a").await;
+    assert_eq!(done[1].as_ref().expect("an answer"), &CommitOutcome::Conflict(there));
+    assert!(matches!(done[2], Err(StoreError::Damaged(_))), "{:?}", done[2]);
+    assert!(matches!(done[3], Err(StoreError::Damaged(_))), "{:?}", done[3]);
+    assert_eq!(done[4].as_ref().expect("an answer"), &CommitOutcome::Conflict(None));
+    assert_eq!(done[6].as_ref().expect("an answer"), &CommitOutcome::Conflict(now));
+    assert_eq!(store.list("i", None, 10).await.expect("an answer").len(), 2);
+    // One message tells of all that happened, and of nothing else.
+    let mut told = Vec::new();
+    while told.len() < 3 {
+        let hint = tokio::time::timeout(Duration::from_secs(10), hints.recv()).await.expect("a hint in time");
+        match hint.expect("a hint") {
+            Hint::Stream(name, Some(2)) => told.push(name.to_string()),
+            Hint::Lost => {}
+            other => panic!("nobody did {other:?}"),
+        }
+    }
+    assert_eq!(told, ["b1", "a", "b3"]);
+}

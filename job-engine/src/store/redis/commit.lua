@@ -10,6 +10,8 @@
 -- before a change's first write, and that first write (XADD with an explicit id) is itself the check that the id
 -- grows. When memory is full the XADDs are refused, as long as nothing is written: deletions run with allow-oom,
 -- because they make room, and by themselves, because what follows a write is refused no more.
+-- Dropping is by whole nodes of the stream ('~'): to drop each event exactly costs more than to add it. What is left
+-- before the first event kept is never read.
 -- Numbers come as the text that is stored: to format one here costs as much as a command.
 local KEYS, ARGV, call = KEYS, ARGV, redis.call
 local now
@@ -32,18 +34,24 @@ local function change(k, a, events, moves)
   -- A log without a state is a remnant. Not removed blindly: after any write, full memory is no longer refused.
   if not head and call('EXISTS', log) == 1 then call('UNLINK', log) end
   local at, first = a + 7, ARGV[a + 2]
+  local trim = first ~= '0' and tonumber(first) > tonumber(head and call('HGET', state, 'f') or '1')
   for _ = 1, events do
-    call('XADD', log, ARGV[at], 'd', ARGV[at + 1])
+    if trim then
+      call('XADD', log, 'MINID', '~', first, ARGV[at], 'd', ARGV[at + 1])
+    else
+      call('XADD', log, ARGV[at], 'd', ARGV[at + 1])
+    end
     at = at + 2
   end
   if events == 0 then
     call('UNLINK', state, log)
+  elseif trim then
+    call('HSET', state, 'h', ARGV[a + 1], 'v', ARGV[a + 3], 'f', first)
   elseif head then
     call('HSET', state, 'h', ARGV[a + 1], 'v', ARGV[a + 3])
   else
     call('HSET', state, 'h', ARGV[a + 1], 'v', ARGV[a + 3], 'f', '1')
   end
-  if first ~= '0' and call('XTRIM', log, 'MINID', first) > 0 then call('HSET', state, 'f', first) end
   for i = k + 2, k + 1 + moves do
     if ARGV[at] == '' then
       call('ZREM', KEYS[i], ARGV[at + 1])
@@ -59,6 +67,8 @@ local replies, hints, k, a = {}, {}, 2, 1
 while KEYS[k] do
   local events, moves = tonumber(ARGV[a + 5]), tonumber(ARGV[a + 6])
   local _, reply = pcall(change, k, a, events, moves)
+  -- Redis turns a caught error into its text.
+  if type(reply) == 'string' then reply = { err = reply } end
   if reply == 1 then hints[#hints + 1] = ARGV[a + 4] end
   replies[#replies + 1] = reply
   k, a = k + 2 + moves, a + 7 + 2 * (events + moves)

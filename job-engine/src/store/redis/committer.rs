@@ -136,7 +136,7 @@ impl Committer {
         cmd.arg(self.keys.channel());
         for c in changes {
             cmd.arg(self.keys.state(&c.stream)).arg(self.keys.log(&c.stream));
-            for (IndexChange::Put { index, .. } | IndexChange::Remove { index, .. }) in &c.index {
+            for IndexChange::Put { index, .. } | IndexChange::Remove { index, .. } in &c.index {
                 cmd.arg(self.keys.index(index));
             }
         }
