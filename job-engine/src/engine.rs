@@ -123,10 +123,11 @@ impl Engine {
                 )]));
             }
         };
+        let batch = limit.min(LOAD);
         let (mut jobs, mut seen, mut bytes, mut more) = (Vec::new(), 0, 0, true);
         while more && jobs.len() < limit && bytes < PAGE_BYTES && seen < SCAN {
-            let keys = self.store.list(&index, before.clone(), LOAD).await?;
-            more = keys.len() == LOAD;
+            let keys = self.store.list(&index, before.clone(), batch).await?;
+            more = keys.len() == batch;
             seen += keys.len();
             let snapshots = self.store.load(keys.iter().map(|(_, id)| id.clone()).collect()).await?;
             for (key, snapshot) in keys.into_iter().zip(snapshots) {

@@ -198,8 +198,10 @@ impl Session {
                     }),
                 }
             }
-            self.renew(true);
+            // Only when it is time: those taken up first must not expire while the rest is looked at.
+            self.renew(false);
         }
+        self.renew(true);
         let rules = &self.engine.rules;
         let duration = |d: Duration| prost_types::Duration::try_from(d).ok();
         let bytes = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
