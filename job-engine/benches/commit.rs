@@ -225,7 +225,7 @@ async fn commits(
 async fn commit_loop(store: Arc<dyn Store>, caller: usize, indexed: bool, mut calls: Calls) -> Calls {
     let stream = format!("0190a0b0-0000-7000-8000-{caller:012}");
     let (state, event) = (Bytes::from(vec![b's'; STATE]), Bytes::from(vec![b'x'; EVENT]));
-    let mut expect = Expect::Absent { epoch: "q7x2ma".into() };
+    let mut expect = Expect::Absent { epoch: "q7x2ma".into(), fixed: Bytes::new() };
     let mut seq = 0;
     while calls.go_on() {
         let begun = Instant::now();

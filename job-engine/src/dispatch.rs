@@ -1,7 +1,8 @@
 //! Hands queued jobs to workers with free slots, and sweeps up what became due.
 //!
-//! Both loops claim members of an index, which hides them for [`HOLD`], and then let the state machine decide on each.
-//! An engine that dies in between loses nothing: the claim becomes due again, here or on another engine.
+//! One loop takes jobs from the queues, the other claims members of an index; both are hidden for [`HOLD`], and then
+//! the state machine decides on each. An engine that dies in between loses nothing: they come back, here or on
+//! another engine.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,9 +19,9 @@ use crate::{
     store::{IndexChange, StoreError},
 };
 
-/// How long a claimed member is hidden from other engines.
+/// How long what was taken or claimed is hidden from other engines.
 const HOLD: Duration = Duration::from_secs(10);
-/// How many members one claim takes at most.
+/// How many members are taken or claimed at once, at most.
 const CLAIM: usize = 64;
 /// How long one index may keep the sweeper busy in one round.
 const ROUND: Duration = Duration::from_secs(2);
@@ -36,15 +37,15 @@ pub async fn assign(engine: Arc<Engine>) {
                 if free == 0 || engine.draining.is_cancelled() {
                     break;
                 }
-                let claimed = match engine.store.claim(&index::queue(&kind), free, HOLD).await {
-                    Ok(claimed) => claimed,
+                let taken = match engine.store.take(&index::queue(&kind), free, HOLD).await {
+                    Ok(taken) => taken,
                     Err(error) => {
-                        tracing::warn!(kind, %error, "cannot claim queued jobs");
+                        tracing::warn!(kind, %error, "cannot take queued jobs");
                         break;
                     }
                 };
-                let found = claimed.len();
-                join_all(claimed.into_iter().map(|id| assign_one(&engine, &kind, id))).await;
+                let found = taken.len();
+                join_all(taken.into_iter().map(|id| assign_one(&engine, &kind, id))).await;
                 if found < free {
                     break;
                 }

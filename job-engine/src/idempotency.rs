@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
@@ -53,7 +54,7 @@ impl Reserved {
                 stream: self.stream,
                 expect: Expect::At(self.head),
                 state: self.record.encode_to_vec().into(),
-                events: vec![bytes::Bytes::new()],
+                events: vec![Bytes::new()],
                 first_seq: 0,
                 index: Vec::new(),
             };
@@ -78,9 +79,9 @@ pub async fn reserve(engine: &Engine, submission: &Submission, key: &str) -> Res
     let mine = Reservation { job_id: new_job_id(), fingerprint, made: false };
     let commit = Commit {
         stream: stream.clone(),
-        expect: Expect::Absent { epoch: new_epoch() },
+        expect: Expect::Absent { epoch: new_epoch(), fixed: Bytes::new() },
         state: mine.encode_to_vec().into(),
-        events: vec![bytes::Bytes::new()],
+        events: vec![Bytes::new()],
         first_seq: 0,
         index: vec![IndexChange::Put { index: index::EXPIRIES.into(), member: stream.clone(), after: KEEP }],
     };

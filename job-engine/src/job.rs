@@ -6,6 +6,7 @@
 pub mod log_ring;
 pub mod machine;
 
+use bytes::Bytes;
 use prost::Message as _;
 use tidegate_proto::v1::{Checkpoint, Job, JobState};
 
@@ -56,9 +57,22 @@ pub struct Lease {
 }
 
 impl JobRecord {
-    /// Reads a record from a stored state.
+    /// Reads a record from a stored state. The input is the fixed part of it.
     pub fn decode_snapshot(snapshot: &Snapshot) -> Result<Self, StoreError> {
-        Self::decode(&snapshot.state[..]).map_err(|e| StoreError::Damaged(format!("a job's state: {e}")))
+        let damaged = |e: &dyn std::fmt::Display| StoreError::Damaged(format!("a job's state: {e}"));
+        let mut record = Self::decode(&snapshot.state[..]).map_err(|e| damaged(&e))?;
+        record.job.input_json = String::from_utf8(snapshot.fixed.to_vec()).map_err(|e| damaged(&e))?;
+        Ok(record)
+    }
+
+    /// The state to store: without the input, which never changes and so is written only once.
+    pub fn encode_state(&self) -> Bytes {
+        if self.job.input_json.is_empty() {
+            return self.encode_to_vec().into();
+        }
+        Self { job: Job { input_json: String::new(), ..self.job.clone() }, ..self.clone() }
+            .encode_to_vec()
+            .into()
     }
 
     /// The state, never `Unspecified` in a record that this engine wrote.
@@ -72,14 +86,18 @@ impl JobRecord {
     }
 }
 
-/// The names of the indexes that the engine keeps.
+/// The names of the indexes and queues that the engine keeps.
 pub mod index {
-    /// Jobs waiting for a worker, by kind.
+    /// The queue of jobs that wait for a worker, by kind.
     pub fn queue(kind: &str) -> String {
         format!("q/{kind}")
     }
     /// What every queue's name begins with.
     pub const QUEUE_PREFIX: &str = "q/";
+    /// One owner's lane in a queue. Tenants contain no slash.
+    pub fn lane(tenant: &str, owner: &str) -> String {
+        format!("{tenant}/{owner}")
+    }
     /// Leases `<job>/<attempt>`, due when they expire.
     pub const LEASES: &str = "lease";
     /// Jobs waiting for a time, due at that time.

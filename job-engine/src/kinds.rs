@@ -36,7 +36,7 @@ impl Kinds {
     pub async fn offer(&self, store: &dyn Store, kind: &WorkerKind) -> Result<(), StoreError> {
         let state = Bytes::from(kind.encode_to_vec());
         let stream = stream(&kind.kind);
-        let mut expect = Expect::Absent { epoch: new_epoch() };
+        let mut expect = Expect::Absent { epoch: new_epoch(), fixed: Bytes::new() };
         loop {
             let first_seq = if let Expect::At(head) = &expect { head.seq + 1 } else { 0 };
             let commit = Commit {
@@ -54,7 +54,9 @@ impl Kinds {
             };
             match store.commit(commit).await? {
                 CommitOutcome::Conflict(Some(now)) if now.state != state => expect = Expect::At(now.head),
-                CommitOutcome::Conflict(None) => expect = Expect::Absent { epoch: new_epoch() },
+                CommitOutcome::Conflict(None) => {
+                    expect = Expect::Absent { epoch: new_epoch(), fixed: Bytes::new() }
+                }
                 CommitOutcome::Conflict(Some(_)) => {
                     self.refresh(store, vec![kind.kind.clone()]).await?;
                     break;

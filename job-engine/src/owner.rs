@@ -25,7 +25,7 @@ use crate::{
     },
     registry::Slot,
     session::Assigned,
-    store::{CommitOutcome, Head, StoreError},
+    store::{CommitOutcome, Head, Snapshot, StoreError},
 };
 
 /// How many reports one commit takes at most.
@@ -68,11 +68,12 @@ impl Owner {
     /// nothing that happened since goes unheard.
     pub fn spawn(
         engine: Arc<Engine>,
-        (record, head, slot, follow): Assigned,
+        (mut record, head, slot, follow): Assigned,
         outbox: mpsc::Sender<WorkResponse>,
     ) -> Mailbox {
         let (mailbox, reports) = mpsc::channel(MAILBOX);
-
+        // The worker has it; without it the record is small, whatever is done with it.
+        record.job.input_json = String::new();
         let token = record.lease.as_ref().map(|l| l.token.clone()).unwrap_or_default();
         let owner = Owner {
             engine,
@@ -169,9 +170,7 @@ impl Owner {
                     break answers;
                 }
                 Ok(CommitOutcome::Conflict(Some(now))) => {
-                    self.record =
-                        JobRecord::decode_snapshot(&now).map_err(|_| End::Lost("the job is damaged"))?;
-                    self.head = now.head;
+                    self.replace(now)?;
                 }
                 Ok(CommitOutcome::Conflict(None)) => return Err(End::Lost("the job is gone")),
                 Err(error) => self.wait_for_store(&error).await?,
@@ -189,9 +188,7 @@ impl Owner {
         match self.engine.store.load(vec![self.record.job.job_id.clone()]).await {
             Ok(mut found) => match found.pop().flatten() {
                 Some(now) if now.head != self.head => {
-                    self.record =
-                        JobRecord::decode_snapshot(&now).map_err(|_| End::Lost("the job is damaged"))?;
-                    self.head = now.head;
+                    self.replace(now)?;
                     self.judge(false).await
                 }
                 Some(_) => Ok(()),
@@ -202,6 +199,14 @@ impl Owner {
                 Ok(())
             }
         }
+    }
+
+    /// Takes what is stored for what the job is.
+    fn replace(&mut self, now: Snapshot) -> Result<(), End> {
+        self.record = JobRecord::decode_snapshot(&now).map_err(|_| End::Lost("the job is damaged"))?;
+        self.record.job.input_json = String::new();
+        self.head = now.head;
+        Ok(())
     }
 
     /// Draws the consequences of the job's state for its worker; `by_report`: its own reports led to that state.

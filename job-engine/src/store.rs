@@ -10,6 +10,12 @@
 //! decides when something is due. [`Store::claim`] hands out due members and hides them for a while: a claim that
 //! its taker never finishes becomes due again by itself.
 //!
+//! A *queue* holds members in *lanes*. [`Store::take`] takes from the lanes in turn, so that a long lane delays the
+//! first member of another by one member at most; within a lane the higher priority goes first, then the earlier
+//! entry. What is taken comes back by itself, unless a commit dequeues it. A *gate* lets at most so many members
+//! into queues at a time; the others wait in lanes of their own, and whoever leaves lets the next one in, in the
+//! same commit. There is no counter in either that a crash could leave wrong: what is counted are the members.
+//!
 //! What a store does not do: interpret states, events or members, retry, or cache. Two stores implement this
 //! ([`redis`] and [`embedded`]); `tests/conformance.rs` holds both to it.
 
@@ -39,6 +45,8 @@ pub struct Snapshot {
     pub first_seq: u64,
     /// The state after the event `head.seq`.
     pub state: Bytes,
+    /// What the stream was made with, see [`Expect::Absent`].
+    pub fixed: Bytes,
 }
 
 /// One stored event.
@@ -64,16 +72,18 @@ pub struct Page {
 /// What a commit expects to find.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// No such stream; it is made with this epoch.
+    /// No such stream; it is made with these.
     Absent {
         /// The new stream's epoch.
         epoch: String,
+        /// The part of the state that never changes, and so is written only once; may be empty.
+        fixed: Bytes,
     },
     /// The stream at exactly this head.
     At(Head),
 }
 
-/// A change to an index.
+/// A change to an index, a queue or a gate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IndexChange {
     /// Adds the member, or moves it, to be due `after` from now on the store's clock.
@@ -91,6 +101,72 @@ pub enum IndexChange {
         index: String,
         /// The member.
         member: String,
+    },
+    /// Adds the member, which must not be in the queue, to its lane, and wakes those who wait for the queue.
+    Enqueue {
+        /// Where to.
+        place: Place,
+        /// What it must pass first. A member that is inside already is enqueued at once; any other waits at the gate
+        /// behind those who wait there.
+        gate: Option<Gate>,
+    },
+    /// Removes the member from the queue, taken or not, if it is there.
+    Dequeue {
+        /// Where from.
+        place: Place,
+    },
+    /// Takes the member away from the gate, inside or waiting, and lets in whoever may enter now.
+    Leave {
+        /// The gate.
+        gate: String,
+        /// The member's lane.
+        lane: String,
+        /// The member.
+        member: String,
+    },
+}
+
+/// A member's place in a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The queue.
+    pub queue: String,
+    /// The lane; lanes take turns.
+    pub lane: String,
+    /// The member.
+    pub member: String,
+    /// The higher goes first within the lane.
+    pub priority: i8,
+}
+
+/// A gate before a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// Its name.
+    pub name: String,
+    /// The member enters only while fewer than this many are inside, at least 1. Members may differ in it: the one
+    /// whose turn it is decides.
+    pub limit: u32,
+}
+
+/// Something that can be counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// The members of an index.
+    Index(String),
+    /// The members of a queue's lane that are not taken.
+    Lane {
+        /// The queue.
+        queue: String,
+        /// The lane.
+        lane: String,
+    },
+    /// The members of a lane that wait at a gate.
+    Waiting {
+        /// The gate.
+        gate: String,
+        /// The lane.
+        lane: String,
     },
 }
 
@@ -125,7 +201,7 @@ pub enum CommitOutcome {
 pub enum Hint {
     /// The stream reached this number, or was deleted (`None`).
     Stream(Arc<str>, Option<u64>),
-    /// The index has a member that is due at once.
+    /// The index has a member that is due at once, or the queue has a new one.
     Index(Arc<str>),
     /// Hints were lost: look at everything.
     Lost,
@@ -168,6 +244,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Up to `n` members of the index that are due, soonest first; each is hidden for `hold` from now on.
     fn claim(&self, index: &str, n: usize, hold: Duration) -> Answer<'_, Vec<String>>;
+
+    /// Up to `n` members of the queue, by the lanes' turns. Each comes back to the front of those of its priority in
+    /// its lane after `hold`, unless it is dequeued before.
+    fn take(&self, queue: &str, n: usize, hold: Duration) -> Answer<'_, Vec<String>>;
+
+    /// How many members each has.
+    fn count(&self, extents: Vec<Extent>) -> Answer<'_, Vec<u64>>;
 
     /// Moves those of the members that are still in the index to be due `after` from now.
     /// Answers which of them were there.

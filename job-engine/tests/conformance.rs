@@ -7,6 +7,8 @@ mod crash;
 mod model;
 #[path = "conformance/outage.rs"]
 mod outage;
+#[path = "conformance/queues.rs"]
+mod queues;
 #[path = "conformance/redis_server.rs"]
 mod redis_server;
 #[path = "conformance/suite.rs"]
@@ -53,23 +55,24 @@ async fn on_disk() -> Subject {
 }
 
 macro_rules! conformance {
-    ($($name:ident)*) => {
+    ($($of:ident: $($name:ident)*;)*) => {
         mod redis {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::suite::$name(&super::on_redis().await).await;
-            })*
+                super::$of::$name(&super::on_redis().await).await;
+            })*)*
         }
         mod embedded {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::suite::$name(&super::on_disk().await).await;
-            })*
+                super::$of::$name(&super::on_disk().await).await;
+            })*)*
         }
     };
 }
 
 conformance! {
+    suite:
     commit_creates_and_appends
     commit_conflicts_with_what_is_there
     refused_commit_changes_nothing
@@ -96,4 +99,19 @@ conformance! {
     list_pages_downwards
     hints_tell_of_streams_and_indexes
     clock_is_near_and_never_goes_back
+    ;
+    queues:
+    lanes_take_turns
+    j32_a_long_lane_delays_another_by_one_member_at_most
+    higher_priority_goes_first_within_its_lane
+    taken_members_come_back_unless_dequeued
+    takes_at_once_share_nothing
+    a_gate_lets_in_as_many_as_it_may
+    a_gate_s_first_in_turn_holds_up_the_others
+    a_refused_commit_moves_nobody
+    names_of_lanes_and_members_do_not_run_into_each_other
+    whoever_enters_a_queue_wakes_those_who_wait_for_it
+    counts_are_of_what_is_there
+    what_a_stream_was_made_with_stays
+    ;
 }

@@ -25,7 +25,7 @@ use job_engine::{
     kinds::Kinds,
     registry::Registry,
     store::{
-        Answer, Commit, CommitOutcome, Head, Hint, IndexChange, Page, Snapshot, Store,
+        Answer, Commit, CommitOutcome, Extent, Head, Hint, IndexChange, Page, Snapshot, Store,
         embedded::{Durability, EmbeddedStore},
         redis::{RedisOptions, RedisStore},
     },
@@ -151,6 +151,12 @@ impl Store for Meddler {
     }
     fn claim(&self, index: &str, n: usize, hold: Duration) -> Answer<'_, Vec<String>> {
         self.inner.claim(index, n, hold)
+    }
+    fn take(&self, queue: &str, n: usize, hold: Duration) -> Answer<'_, Vec<String>> {
+        self.inner.take(queue, n, hold)
+    }
+    fn count(&self, extents: Vec<Extent>) -> Answer<'_, Vec<u64>> {
+        self.inner.count(extents)
     }
     fn renew(&self, index: &str, members: Vec<String>, after: Duration) -> Answer<'_, Vec<bool>> {
         self.inner.renew(index, members, after)

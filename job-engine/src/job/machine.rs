@@ -35,7 +35,7 @@ use super::{
     JobRecord, Lease, index,
     log_ring::{LogBudget, LogRing},
 };
-use crate::store::{Commit, Expect, Head, IndexChange};
+use crate::store::{Commit, Expect, Head, IndexChange, Place};
 
 pub use reports::Reported;
 
@@ -119,7 +119,8 @@ impl<'r> Draft<'r> {
     pub fn submit(new: NewJob, rules: &'r Rules, now_ms: u64) -> Self {
         let delay = new.options.delay.and_then(|d| Duration::try_from(d).ok()).unwrap_or_default();
         let time = timestamp(now_ms);
-        let expect = Expect::Absent { epoch: new.epoch.clone() };
+        let fixed = new.input_json.clone().into();
+        let expect = Expect::Absent { epoch: new.epoch.clone(), fixed };
         let job = Job {
             job_id: new.job_id,
             kind: new.kind,
@@ -173,7 +174,7 @@ impl<'r> Draft<'r> {
         Commit {
             stream: self.record.job.job_id.clone(),
             expect: self.expect.clone(),
-            state: self.record.encode_to_vec().into(),
+            state: self.record.encode_state(),
             events: self.events.clone(),
             first_seq: if self.record.job.first_seq > self.first_seq { self.record.job.first_seq } else { 0 },
             index: self.index.clone(),
@@ -189,9 +190,8 @@ impl<'r> Draft<'r> {
         job.attempt += 1;
         job.started_at.get_or_insert(timestamp(self.now_ms));
         let token = format!("{}-{nonce}", job.attempt);
-        let (id, queue) = (job.job_id.clone(), index::queue(&job.kind));
         self.record.lease = Some(Lease { token, worker: worker.to_owned(), ..Lease::default() });
-        self.remove(queue, id);
+        self.index.push(IndexChange::Dequeue { place: self.place() });
         self.put(index::LEASES, self.record.lease_member(), self.rules.lease);
         self.enter(JobState::Processing, StateChanged::default());
         Ok(())
@@ -306,13 +306,19 @@ impl<'r> Draft<'r> {
         Refusal::State(self.record.state())
     }
 
+    /// Where the job waits for a worker.
+    fn place(&self) -> Place {
+        let Job { kind, tenant, owner, job_id, .. } = &self.record.job;
+        let (queue, lane) = (index::queue(kind), index::lane(tenant, owner));
+        Place { queue, lane, member: job_id.clone(), priority: 0 }
+    }
+
     fn options(&self) -> JobOptions {
         self.record.job.options.unwrap_or_default()
     }
 
     fn enqueue(&mut self, reason: &str) {
-        let (queue, id) = (index::queue(&self.record.job.kind), self.record.job.job_id.clone());
-        self.put(queue, id, Duration::ZERO);
+        self.index.push(IndexChange::Enqueue { place: self.place(), gate: None });
         self.enter(JobState::Queued, StateChanged { reason: reason.to_owned(), ..StateChanged::default() });
     }
 
@@ -351,7 +357,7 @@ impl<'r> Draft<'r> {
     fn end(&mut self, state: JobState, outcome: Outcome, kind: Kind) {
         let id = self.record.job.job_id.clone();
         match self.record.state() {
-            JobState::Queued => self.remove(index::queue(&self.record.job.kind), id.clone()),
+            JobState::Queued => self.index.push(IndexChange::Dequeue { place: self.place() }),
             JobState::Scheduled => self.remove(index::SCHEDULED, id.clone()),
             _ => self.end_lease(),
         }

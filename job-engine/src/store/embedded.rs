@@ -11,6 +11,7 @@ mod committer;
 mod disk;
 mod index;
 mod journal;
+mod queues;
 
 use std::{
     collections::HashMap,
@@ -20,16 +21,18 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 
 use super::{
-    Answer, Commit, CommitOutcome, HINT_BUFFER, Head, Hint, IndexChange, Page, Snapshot, Store, StoreError,
+    Answer, Commit, CommitOutcome, Extent, HINT_BUFFER, Head, Hint, IndexChange, Page, Snapshot, Store,
+    StoreError,
 };
 use clock::Clock;
 use committer::{Committer, Reply, Request};
 use disk::Disk;
 use index::Index;
+use queues::Queues;
 
 /// Requests that wait for the writer; more wait in their callers.
 const QUEUE: usize = 1024;
@@ -62,6 +65,8 @@ struct Shared {
     disk: Disk,
     /// Written by the writer alone; an empty index is none.
     indexes: RwLock<HashMap<String, Index>>,
+    /// Changed by the writer alone.
+    queues: Mutex<Queues>,
     clock: Clock,
     hints: broadcast::Sender<Hint>,
     /// The first error of a write, which is the last write.
@@ -97,6 +102,7 @@ impl EmbeddedStore {
         let shared = Arc::new(Shared {
             disk: opened.disk,
             indexes: RwLock::new(indexes),
+            queues: Mutex::new(opened.queues),
             clock: Clock::new(opened.clock),
             hints: broadcast::channel(HINT_BUFFER).0,
             failed: OnceLock::new(),
@@ -163,6 +169,24 @@ impl Store for EmbeddedStore {
             }
             self.ask(|reply| Request::Claim { index, n, hold, reply }).await
         })
+    }
+
+    fn take(&self, queue: &str, n: usize, hold: Duration) -> Answer<'_, Vec<String>> {
+        let queue = queue.to_owned();
+        Box::pin(async move {
+            if n == 0 || !self.shared.queues.lock().holds(&queue) {
+                return Ok(Vec::new());
+            }
+            self.ask(|reply| Request::Take { queue, n, hold, reply }).await
+        })
+    }
+
+    fn count(&self, extents: Vec<Extent>) -> Answer<'_, Vec<u64>> {
+        let count = |extent: &Extent| match extent {
+            Extent::Index(index) => self.shared.indexes.read().get(index).map_or(0, Index::len),
+            queued => self.shared.queues.lock().count(queued),
+        };
+        Box::pin(std::future::ready(Ok(extents.iter().map(|e| count(e) as u64).collect())))
     }
 
     fn renew(&self, index: &str, members: Vec<String>, after: Duration) -> Answer<'_, Vec<bool>> {

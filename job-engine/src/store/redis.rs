@@ -1,9 +1,10 @@
 //! The event log on Redis or Valkey: one hash and one Redis stream a stream, one sorted set an index.
 //!
 //! Keys, all under one hash tag so that every commit touches a single slot:
-//! `{ns}s:<stream>` hash of `h` head (`<last seq> <epoch>`), `f` first seq kept, `v` state;
+//! `{ns}s:<stream>` hash of `h` head (`<last seq> <epoch>`), `f` first seq kept, `v` state, `b` fixed;
 //! `{ns}l:<stream>` Redis stream, entry id `<seq>-0` (which Redis refuses unless it grows), field `d`;
-//! `{ns}i:<index>` sorted set, score = due time in ms on the server's clock; `{ns}w` pub/sub channel of hints.
+//! `{ns}i:<index>` sorted set, score = due time in ms on the server's clock; `{ns}w` pub/sub channel of hints;
+//! `{ns}q:…` and `{ns}g:…` queues and gates, see `queues.lua`.
 //!
 //! Invariant: every change happens inside one run of a Lua script, so whole or not at all; one run makes many
 //! changes that have nothing to do with each other ([`committer`]). A command whose answer was lost is sent again:
@@ -27,8 +28,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Answer, Commit, CommitOutcome, Entry, Expect, HINT_BUFFER, Head, Hint, IndexChange, Page, Snapshot,
-    Store, StoreError,
+    Answer, Commit, CommitOutcome, Entry, Expect, Extent, Gate, HINT_BUFFER, Head, Hint, IndexChange, Page,
+    Snapshot, Store, StoreError,
 };
 use committer::{Change, Committer, QUEUE, Request};
 use connection::{Connection, Script};
@@ -61,6 +62,7 @@ pub struct RedisStore {
     commits: mpsc::Sender<Request>,
     read: Script,
     claim: Script,
+    take: Script,
     renew: Script,
     keys: Keys,
     hints: broadcast::Sender<Hint>,
@@ -84,6 +86,25 @@ impl Keys {
     }
     fn index(&self, index: &str) -> String {
         format!("{{{}}}i:{index}", self.namespace)
+    }
+    /// The ring of a queue: see `queues.lua`, as for the next two.
+    fn queue(&self, queue: &str) -> String {
+        format!("{{{}}}q:{}:{queue}", self.namespace, queue.len())
+    }
+    fn gate(&self, gate: &str) -> String {
+        format!("{{{}}}g:{}:{gate}", self.namespace, gate.len())
+    }
+    fn lane(ring: &str, lane: &str) -> String {
+        format!("{ring}:{lane}")
+    }
+    /// The key that an index change is about.
+    fn of(&self, change: &IndexChange) -> String {
+        match change {
+            IndexChange::Put { index, .. } | IndexChange::Remove { index, .. } => self.index(index),
+            IndexChange::Enqueue { gate: Some(Gate { name, .. }), .. } => self.gate(name),
+            IndexChange::Enqueue { place, .. } | IndexChange::Dequeue { place } => self.queue(&place.queue),
+            IndexChange::Leave { gate, .. } => self.gate(gate),
+        }
     }
     fn channel(&self) -> String {
         format!("{{{}}}w", self.namespace)
@@ -110,8 +131,12 @@ impl RedisStore {
         let committer = Arc::new(Committer {
             connection: connection.clone(),
             keys: keys.clone(),
-            commit: Script::new(include_str!("redis/commit.lua")),
-            delete: Script::new(concat!("#!lua flags=allow-oom\n", include_str!("redis/commit.lua"))),
+            commit: Script::new(concat!(include_str!("redis/queues.lua"), include_str!("redis/commit.lua"))),
+            delete: Script::new(concat!(
+                "#!lua flags=allow-oom\n",
+                include_str!("redis/queues.lua"),
+                include_str!("redis/commit.lua")
+            )),
         });
         let (commits, requests) = mpsc::channel(QUEUE);
         // Ends with the store, when what it was given is answered.
@@ -127,6 +152,11 @@ impl RedisStore {
             commits,
             read: Script::new(include_str!("redis/read.lua")),
             claim: Script::new(include_str!("redis/claim.lua")),
+            take: Script::new(concat!(
+                "#!lua flags=allow-oom\n",
+                include_str!("redis/queues.lua"),
+                include_str!("redis/take.lua")
+            )),
             renew: Script::new(include_str!("redis/renew.lua")),
             connection,
             keys,
@@ -168,12 +198,12 @@ impl Store for RedisStore {
             if events.is_empty() {
                 return Err(StoreError::Damaged("a commit needs at least one event".into()));
             }
-            let (expected, before) = match expect {
-                Expect::Absent { epoch } => (None, Head { seq: 0, epoch }),
-                Expect::At(head) => (Some(head.clone()), head),
+            let (expected, before, fixed) = match expect {
+                Expect::Absent { epoch, fixed } => (None, Head { seq: 0, epoch }, fixed),
+                Expect::At(head) => (Some(head.clone()), head, Bytes::new()),
             };
             let done = Head { seq: before.seq + events.len() as u64, epoch: before.epoch };
-            let change = Change { stream, expected, done, state, events, first_seq, index };
+            let change = Change { stream, expected, done, state, fixed, events, first_seq, index };
             let stopped = || StoreError::Unavailable("the event log has stopped".into());
             let (reply, answer) = oneshot::channel();
             let request = Request { change, give_up: self.connection.give_up(), reply };
@@ -188,6 +218,7 @@ impl Store for RedisStore {
             expected: Some(expect.clone()),
             done: expect,
             state: Bytes::new(),
+            fixed: Bytes::new(),
             events: Vec::new(),
             first_seq: 0,
             index,
@@ -202,7 +233,7 @@ impl Store for RedisStore {
             }
             let mut pipe = ::redis::pipe();
             for stream in &streams {
-                pipe.cmd("HMGET").arg(self.keys.state(stream)).arg("h").arg("f").arg("v");
+                pipe.cmd("HMGET").arg(self.keys.state(stream)).arg(&["h", "f", "v", "b"]);
             }
             let replies: Vec<Value> = parse(self.connection.pipeline(&pipe).await?)?;
             replies.into_iter().map(snapshot).collect()
@@ -252,6 +283,31 @@ impl Store for RedisStore {
         Box::pin(async move {
             let args = [Bytes::from(n.to_string()), Bytes::from(millis(hold).to_string())];
             parse(self.connection.run(&self.claim, &[key], &args).await?.0)
+        })
+    }
+
+    fn take(&self, queue: &str, n: usize, hold: Duration) -> Answer<'_, Vec<String>> {
+        let key = self.keys.queue(queue);
+        Box::pin(async move {
+            let args = [Bytes::from(n.to_string()), Bytes::from(millis(hold).to_string())];
+            parse(self.connection.run(&self.take, &[key], &args).await?.0)
+        })
+    }
+
+    fn count(&self, extents: Vec<Extent>) -> Answer<'_, Vec<u64>> {
+        Box::pin(async move {
+            if extents.is_empty() {
+                return Ok(Vec::new());
+            }
+            let mut pipe = ::redis::pipe();
+            for extent in &extents {
+                pipe.cmd("ZCARD").arg(match extent {
+                    Extent::Index(index) => self.keys.index(index),
+                    Extent::Lane { queue, lane } => Keys::lane(&self.keys.queue(queue), lane),
+                    Extent::Waiting { gate, lane } => Keys::lane(&self.keys.gate(gate), lane),
+                });
+            }
+            parse(self.connection.pipeline(&pipe).await?)
         })
     }
 
@@ -311,10 +367,12 @@ fn snapshot(reply: Value) -> Result<Option<Snapshot>, StoreError> {
     if matches!(&reply, Value::Array(items) if items.is_empty()) {
         return Ok(None);
     }
-    let (head, first, state): (Option<String>, Option<u64>, Option<Vec<u8>>) = parse(reply)?;
+    type Raw = (Option<String>, Option<u64>, Option<Vec<u8>>, Option<Vec<u8>>);
+    let (head, first, state, fixed): Raw = parse(reply)?;
+    let fixed = fixed.unwrap_or_default().into();
     Ok(match (head, first, state) {
         (Some(head), Some(first_seq), Some(state)) => {
-            Some(Snapshot { head: head_of(&head)?, first_seq, state: state.into() })
+            Some(Snapshot { head: head_of(&head)?, first_seq, state: state.into(), fixed })
         }
         _ => None,
     })

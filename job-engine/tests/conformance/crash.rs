@@ -241,10 +241,10 @@ async fn newer_format_is_refused_by_name() {
     {
         let db = fjall::Database::builder(dir.path().join("log")).open().expect("fjall opens");
         let meta = db.keyspace("meta", fjall::KeyspaceCreateOptions::default).expect("the keyspace");
-        meta.insert("format", 2u64.to_be_bytes()).expect("it is written");
+        meta.insert("format", 3u64.to_be_bytes()).expect("it is written");
     }
     let refused = EmbeddedStore::open(dir.path(), Durability::Buffer).err().expect("it is refused");
-    assert!(matches!(&refused, StoreError::Damaged(text) if text.contains("format 2")), "{refused}");
+    assert!(matches!(&refused, StoreError::Damaged(text) if text.contains("format 3")), "{refused}");
 }
 
 #[tokio::test]

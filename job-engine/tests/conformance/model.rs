@@ -3,23 +3,29 @@
 //! Times are real, so the model keeps for every member the bounds between which it is due. Calls with a zero delay
 //! are due now, all others not before the test has ended.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use job_engine::store::{Commit, CommitOutcome, Expect, Head, IndexChange, Snapshot, Store};
+use job_engine::store::{Commit, CommitOutcome, Expect, Extent, Head, IndexChange, Snapshot, Store};
 use proptest::{
     collection::vec,
     prelude::*,
     test_runner::{Config, TestRunner},
 };
 
-use super::{RedisServer, connect, open, suite};
+use super::{RedisServer, connect, open, queues, suite};
 
 /// How far a store's clock may be from the one it shows, in ms.
 const SLACK: u64 = 50;
 const STREAMS: [&str; 3] = ["a", "b", "ab"];
 const INDEXES: [&str; 2] = ["i", "j"];
 const MEMBERS: [&str; 4] = ["m", "n", "o", "p"];
+const LANES: [&str; 3] = ["x", "y", "z"];
 
 #[derive(Clone, Debug)]
 enum Call {
@@ -51,7 +57,22 @@ enum Call {
         members: Vec<usize>,
         hours: u64,
     },
+    /// Moves in the queue and at the gate, with a commit of their own.
+    Queue(Vec<Turn>),
+    Take {
+        n: usize,
+    },
     Reopen,
+}
+
+/// A move in the queue: lane, member, and priority.
+#[derive(Clone, Debug)]
+enum Turn {
+    Enqueue(usize, usize, i8),
+    /// With a limit.
+    Enter(usize, usize, i8, u32),
+    Dequeue(usize),
+    Leave(usize),
 }
 
 /// `None` removes, zero hours is due at once.
@@ -66,6 +87,45 @@ struct Model {
     /// By index and member: due not before, and not after.
     due: BTreeMap<(&'static str, &'static str), (u64, u64)>,
     commits: u64,
+    queue: Ring,
+    waiting: Ring,
+    inside: BTreeSet<usize>,
+    /// Taken members; they come back only when the log is opened again, and on Redis not even then.
+    taken: BTreeSet<usize>,
+    /// Where each member was put last: lane, priority and limit (0: no gate).
+    put: BTreeMap<usize, (usize, i8, u32)>,
+}
+
+/// Lanes in their turns, each with its members in order of entry.
+#[derive(Default)]
+struct Ring(Vec<(usize, Vec<(i8, usize)>)>);
+
+impl Ring {
+    fn push(&mut self, lane: usize, priority: i8, member: usize) {
+        let at = self.0.iter().position(|(name, _)| *name == lane).unwrap_or(self.0.len());
+        if at == self.0.len() {
+            self.0.push((lane, Vec::new()));
+        }
+        let members = &mut self.0[at].1;
+        let behind = members.iter().position(|(p, _)| *p < priority).unwrap_or(members.len());
+        members.insert(behind, (priority, member));
+    }
+
+    fn remove(&mut self, member: usize) {
+        self.0.iter_mut().for_each(|(_, members)| members.retain(|(_, m)| *m != member));
+        self.0.retain(|(_, members)| !members.is_empty());
+    }
+
+    fn first(&self) -> Option<usize> {
+        self.0.first().map(|(_, members)| members[0].1)
+    }
+
+    fn pop(&mut self) -> Option<usize> {
+        let member = self.first()?;
+        self.0.rotate_left(1);
+        self.remove(member);
+        Some(member)
+    }
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -84,11 +144,81 @@ fn call() -> impl Strategy<Value = Call> {
         2 => (0..INDEXES.len(), 0..5usize).prop_map(|(index, n)| Call::Claim { index, n }),
         1 => (0..INDEXES.len(), vec(0..MEMBERS.len(), 0..4), 0..3u64)
             .prop_map(|(index, members, hours)| Call::Renew { index, members, hours }),
+        6 => vec(turn(), 1..5).prop_map(Call::Queue),
+        4 => (0..4usize).prop_map(|n| Call::Take { n }),
         1 => Just(Call::Reopen),
     ]
 }
 
+fn turn() -> impl Strategy<Value = Turn> {
+    let member = 0..12usize;
+    prop_oneof![
+        3 => (0..LANES.len(), member.clone(), -2..3i8).prop_map(|(l, m, p)| Turn::Enqueue(l, m, p)),
+        5 => (0..LANES.len(), member.clone(), -2..3i8, 1..4u32).prop_map(|(l, m, p, n)| Turn::Enter(l, m, p, n)),
+        3 => member.clone().prop_map(Turn::Dequeue),
+        4 => member.prop_map(Turn::Leave),
+    ]
+}
+
 impl Model {
+    /// Makes the moves that are allowed (a member is in the queue at most once), and says what they are to a store.
+    fn take_turns(&mut self, turns: &[Turn]) -> Vec<IndexChange> {
+        let mut changes = Vec::new();
+        for turn in turns {
+            match *turn {
+                Turn::Enqueue(lane, member, priority) if !self.put.contains_key(&member) => {
+                    self.put.insert(member, (lane, priority, 0));
+                    self.queue.push(lane, priority, member);
+                    changes.push(queues::enqueue(LANES[lane], &format!("{member}"), priority));
+                }
+                Turn::Enter(lane, member, priority, limit) if !self.put.contains_key(&member) => {
+                    self.put.insert(member, (lane, priority, limit));
+                    changes.push(queues::enter("g", limit, LANES[lane], &format!("{member}"), priority));
+                    if self.inside.contains(&member) {
+                        self.queue.push(lane, priority, member);
+                    } else {
+                        self.waiting.push(lane, priority, member);
+                        self.let_in();
+                    }
+                }
+                Turn::Dequeue(member) => {
+                    let Some((lane, priority, limit)) = self.put.get(&member).copied() else { continue };
+                    // One that waits at the gate can only leave.
+                    if limit == 0 || self.inside.contains(&member) {
+                        self.put.remove(&member);
+                        self.queue.remove(member);
+                        self.taken.remove(&member);
+                    }
+                    changes.push(queues::dequeue(LANES[lane], &format!("{member}"), priority));
+                }
+                Turn::Leave(member) => {
+                    let lane = self.put.get(&member).map_or(0, |(lane, ..)| *lane);
+                    changes.push(queues::leave("g", LANES[lane], &format!("{member}")));
+                    if self.waiting.0.iter().any(|(_, members)| members.iter().any(|(_, m)| *m == member)) {
+                        self.put.remove(&member);
+                    }
+                    self.waiting.remove(member);
+                    self.inside.remove(&member);
+                    self.let_in();
+                }
+                Turn::Enqueue(..) | Turn::Enter(..) => {}
+            }
+        }
+        changes
+    }
+
+    fn let_in(&mut self) {
+        while let Some(member) = self.waiting.first() {
+            let (lane, priority, limit) = self.put[&member];
+            if self.inside.len() >= limit as usize {
+                return;
+            }
+            self.waiting.pop();
+            self.inside.insert(member);
+            self.queue.push(lane, priority, member);
+        }
+    }
+
     fn move_members(&mut self, index: &[Move], bounds: (u64, u64)) {
         for (index, member, hours) in index {
             let key = (INDEXES[*index], MEMBERS[*member]);
@@ -144,7 +274,7 @@ async fn step(store: &dyn Store, model: &mut Model, call: &Call) {
             }
             let outcome = outcome.expect("the store answers");
             let epoch = match (&expect, &there) {
-                (Expect::Absent { epoch }, None) => epoch.clone(),
+                (Expect::Absent { epoch, .. }, None) => epoch.clone(),
                 (Expect::At(head), Some(now)) if *head == now.head => head.epoch.clone(),
                 _ => {
                     assert_eq!(outcome, CommitOutcome::Conflict(there));
@@ -157,7 +287,9 @@ async fn step(store: &dyn Store, model: &mut Model, call: &Call) {
             let mut log = model.streams.remove(name).map(|(_, log)| log).unwrap_or_default();
             log.extend((seq + 1 - events.len() as u64..).zip(commit.events));
             log.retain(|(seq, _)| *seq >= first_seq);
-            model.streams.insert(name, (Snapshot { head, first_seq, state: commit.state }, log));
+            model
+                .streams
+                .insert(name, (Snapshot { head, first_seq, state: commit.state, fixed: Bytes::new() }, log));
             model.move_members(index, bounds(store));
         }
         Call::Delete { stream, stale, index } => {
@@ -226,6 +358,16 @@ async fn step(store: &dyn Store, model: &mut Model, call: &Call) {
                     .and_modify(|due| *due = later(bounds(store), *hours));
             }
         }
+        Call::Queue(turns) => {
+            let index = model.take_turns(turns);
+            suite::must_index(store, "turns", index).await;
+        }
+        Call::Take { n } => {
+            let taken = store.take("q", *n, Duration::from_secs(3600)).await.expect("the store answers");
+            let expected: Vec<usize> = std::iter::from_fn(|| model.queue.pop()).take(*n).collect();
+            assert_eq!(taken, expected.iter().map(|m| format!("{m}")).collect::<Vec<_>>());
+            model.taken.extend(expected);
+        }
         Call::Reopen => {}
     }
 }
@@ -238,6 +380,13 @@ async fn agree(store: &dyn Store, model: &Model) {
         let page = store.read(name, 0, 1000, usize::MAX).await.expect("the store answers");
         let log = page.map(|p| p.entries.into_iter().map(|e| (e.seq, e.data)).collect::<Vec<_>>());
         assert_eq!(log.as_ref(), model.streams.get(name).map(|(_, log)| log), "{name}");
+    }
+    for (lane, name) in LANES.into_iter().enumerate() {
+        let (queue, gate, at) = ("q".to_owned(), "g".to_owned(), name.to_owned());
+        let extents = vec![Extent::Lane { queue, lane: at.clone() }, Extent::Waiting { gate, lane: at }];
+        let len = |ring: &Ring| ring.0.iter().find(|(l, _)| *l == lane).map_or(0, |(_, m)| m.len() as u64);
+        let counted = store.count(extents).await.expect("the store answers");
+        assert_eq!(counted, [len(&model.queue), len(&model.waiting)], "lane {name}");
     }
     for index in INDEXES {
         let listed = store.list(index, None, 1000).await.expect("the store answers");
@@ -270,6 +419,10 @@ async fn run(subject: Subject<'_>, calls: &[Call]) {
     let mut store = subject.open().await;
     for call in calls {
         if matches!(call, Call::Reopen) {
+            // What is taken is there again in a directory that is opened anew, and the turns begin anew: not this test.
+            if matches!(subject, Subject::Embedded(_)) && !model.put.is_empty() {
+                continue;
+            }
             drop(store);
             store = subject.open().await;
         }

@@ -19,7 +19,7 @@ pub(crate) fn head(seq: u64, epoch: &str) -> Head {
 }
 
 pub(crate) fn absent(epoch: &str) -> Expect {
-    Expect::Absent { epoch: epoch.into() }
+    Expect::Absent { epoch: epoch.into(), fixed: Bytes::new() }
 }
 
 /// A commit without trimming or index changes.
@@ -51,7 +51,7 @@ pub(crate) async fn must(store: &dyn Store, commit: Commit) -> Head {
 }
 
 /// Changes indexes by way of a stream made for it.
-async fn must_index(store: &dyn Store, stream: &str, index: Vec<IndexChange>) {
+pub(crate) async fn must_index(store: &dyn Store, stream: &str, index: Vec<IndexChange>) {
     let expect = match load(store, stream).await {
         Some(now) => Expect::At(now.head),
         None => absent("e"),
@@ -83,7 +83,7 @@ async fn members(store: &dyn Store, index: &str) -> Vec<String> {
 }
 
 /// Asks again until the answer is there.
-async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask().await {
@@ -98,11 +98,11 @@ pub(crate) async fn commit_creates_and_appends(s: &Subject) {
     let store = &*s.store;
     assert_eq!(load(store, "a").await, None);
     assert_eq!(must(store, commit("a", absent("e1"), "s1", &["x"])).await, head(1, "e1"));
-    let made = Snapshot { head: head(1, "e1"), first_seq: 1, state: "s1".into() };
+    let made = Snapshot { head: head(1, "e1"), first_seq: 1, state: "s1".into(), fixed: Bytes::new() };
     assert_eq!(load(store, "a").await, Some(made));
     let at = Expect::At(head(1, "e1"));
     assert_eq!(must(store, commit("a", at, "s2", &["y", "z"])).await, head(3, "e1"));
-    let grown = Snapshot { head: head(3, "e1"), first_seq: 1, state: "s2".into() };
+    let grown = Snapshot { head: head(3, "e1"), first_seq: 1, state: "s2".into(), fixed: Bytes::new() };
     assert_eq!(load(&*s.other, "a").await, Some(grown));
     assert_eq!(events(store, "a").await, numbered(1, &["x", "y", "z"]));
     assert_eq!(load(store, "b").await, None);
@@ -114,7 +114,7 @@ pub(crate) async fn commit_conflicts_with_what_is_there(s: &Subject) {
     assert_eq!(nothing.expect("an answer"), CommitOutcome::Conflict(None));
     assert_eq!(load(store, "a").await, None);
     must(store, commit("a", absent("e"), "s1", &["x", "y"])).await;
-    let there = Snapshot { head: head(2, "e"), first_seq: 1, state: "s1".into() };
+    let there = Snapshot { head: head(2, "e"), first_seq: 1, state: "s1".into(), fixed: Bytes::new() };
     for expect in [
         absent("e"),
         absent("f"),
@@ -221,7 +221,7 @@ pub(crate) async fn recreated_stream_is_another(s: &Subject) {
     let old = must(store, commit("a", absent("old"), "s", &["1", "2", "3"])).await;
     store.delete("a", old.clone(), vec![]).await.expect("an answer");
     must(store, commit("a", absent("new"), "t", &["4"])).await;
-    let there = Snapshot { head: head(1, "new"), first_seq: 1, state: "t".into() };
+    let there = Snapshot { head: head(1, "new"), first_seq: 1, state: "t".into(), fixed: Bytes::new() };
     assert_eq!(load(store, "a").await, Some(there.clone()));
     assert_eq!(events(store, "a").await, numbered(1, &["4"]));
     for stale in [old, head(1, "old")] {
@@ -304,7 +304,7 @@ pub(crate) async fn trimmed_events_are_gone(s: &Subject) {
     stream_of(store, "a", 10).await;
     let trim = Commit { first_seq: 9, ..commit("a", Expect::At(head(10, "e")), "t", &["11"]) };
     must(store, trim).await;
-    let there = Snapshot { head: head(11, "e"), first_seq: 9, state: "t".into() };
+    let there = Snapshot { head: head(11, "e"), first_seq: 9, state: "t".into(), fixed: Bytes::new() };
     assert_eq!(load(store, "a").await, Some(there));
     for after in [0, 5, 8] {
         let page = store.read("a", after, 10, 1000).await.expect("an answer").expect("the stream");

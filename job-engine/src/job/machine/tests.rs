@@ -89,6 +89,9 @@ impl World {
             match change.clone() {
                 IndexChange::Put { index, member, .. } => drop(self.members.insert((index, member))),
                 IndexChange::Remove { index, member } => drop(self.members.remove(&(index, member))),
+                IndexChange::Enqueue { place, .. } => drop(self.members.insert((place.queue, place.member))),
+                IndexChange::Dequeue { place } => drop(self.members.remove(&(place.queue, place.member))),
+                IndexChange::Leave { .. } => {}
             }
         }
         self.record = record;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing is answered as done, shown in an index or hinted at before the batch that holds it is as
 //! durable as the store promises (holds and renewals alone may be seen earlier: losing them changes nothing). A
-//! request sees every request before it in the batch, except that claims and renewals go first.
+//! request sees every request before it in the batch, except that claims, takes and renewals go first.
 //! After the first failed write everything is refused: what the disk holds is only known after a restart.
 
 use std::{
@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use fjall::PersistMode;
 use tokio::sync::{mpsc, oneshot};
 
@@ -19,7 +20,7 @@ use super::{
     disk::{Changes, EventKey, MAX_NAME, Record},
     millis,
 };
-use crate::store::{Commit, CommitOutcome, Expect, Head, Hint, IndexChange, Snapshot, StoreError};
+use crate::store::{Commit, CommitOutcome, Expect, Head, Hint, IndexChange, Place, Snapshot, StoreError};
 
 /// One batch holds at most this many requests …
 const BATCH_REQUESTS: usize = 1024;
@@ -34,6 +35,7 @@ pub(super) enum Request {
     Commit { commit: Commit, reply: Reply<CommitOutcome> },
     Delete { stream: String, expect: Head, index: Vec<IndexChange>, reply: Reply<CommitOutcome> },
     Claim { index: String, n: usize, hold: Duration, reply: Reply<Vec<String>> },
+    Take { queue: String, n: usize, hold: Duration, reply: Reply<Vec<String>> },
     Renew { index: String, members: Vec<String>, after: Duration, reply: Reply<Vec<bool>> },
     Ping { reply: Reply<()> },
 }
@@ -122,6 +124,11 @@ impl Committer {
                     let claimed = self.claim(&mut batch, &index, n, hold);
                     batch.checked.push(Checked::Claimed(claimed, reply));
                 }
+                Request::Take { queue, n, hold, reply } => {
+                    let until = batch.now.saturating_add(millis(hold));
+                    let taken = self.shared.queues.lock().take(&queue, n, batch.now, until);
+                    batch.checked.push(Checked::Claimed(taken, reply));
+                }
                 Request::Renew { index, members, after, reply } => {
                     let renewed = self.renew(&mut batch, &index, members, after);
                     batch.checked.push(Checked::Renewed(renewed, reply));
@@ -136,7 +143,7 @@ impl Committer {
                 Request::Delete { stream, expect, index, reply } => {
                     (self.delete(&mut batch, stream, expect, index), reply)
                 }
-                Request::Claim { .. } | Request::Renew { .. } | Request::Ping { .. } => continue,
+                _ => continue,
             };
             match outcome {
                 Ok(outcome) => batch.checked.push(Checked::Changed(outcome, reply)),
@@ -181,7 +188,7 @@ impl Committer {
             return Err(StoreError::Damaged("a commit needs at least one event".into()));
         }
         let epoch_length = match &expect {
-            Expect::Absent { epoch } => epoch.len(),
+            Expect::Absent { epoch, .. } => epoch.len(),
             Expect::At(head) => head.epoch.len(),
         };
         if stream.len() > MAX_NAME || epoch_length > usize::from(u8::MAX) {
@@ -193,17 +200,20 @@ impl Committer {
         if let Some(full) = &batch.full {
             return Err(full.clone());
         }
-        let (log, epoch, seq, oldest) = match (expect, self.current(batch, &stream)?) {
-            (Expect::Absent { epoch }, None) => {
-                let log = self.next_log;
+        let (log, has_fixed, epoch, seq, oldest) = match (expect, self.current(batch, &stream)?) {
+            (Expect::Absent { epoch, fixed }, None) => {
+                let (log, has_fixed) = (self.next_log, !fixed.is_empty());
                 self.next_log += 1;
                 batch.changes.next_log = Some(self.next_log);
-                (log, epoch, 0, 1)
+                if has_fixed {
+                    batch.changes.fixed.insert(log, Some(fixed));
+                }
+                (log, has_fixed, epoch, 0, 1)
             }
             (Expect::At(head), Some(now)) if now.snapshot.head == head => {
-                (now.log, head.epoch, head.seq, now.snapshot.first_seq)
+                (now.log, now.has_fixed, head.epoch, head.seq, now.snapshot.first_seq)
             }
-            (_, now) => return Ok(CommitOutcome::Conflict(now.map(|r| r.snapshot))),
+            (_, now) => return self.conflict(batch, &stream, now),
         };
         let mut last = seq;
         for event in events {
@@ -213,9 +223,9 @@ impl Committer {
         let first_seq = first_seq.clamp(oldest, last + 1);
         self.drop_events(batch, log, oldest, first_seq);
         let head = Head { seq: last, epoch };
-        let snapshot = Snapshot { head: head.clone(), first_seq, state };
-        batch.changes.streams.insert(stream, Some(Record { log, snapshot }));
-        batch.move_members(index);
+        let snapshot = Snapshot { head: head.clone(), first_seq, state, fixed: Bytes::new() };
+        batch.changes.streams.insert(stream, Some(Record { log, has_fixed, snapshot }));
+        self.move_members(batch, index);
         Ok(CommitOutcome::Committed(head))
     }
 
@@ -230,12 +240,33 @@ impl Committer {
         match self.current(batch, &stream)? {
             Some(now) if now.snapshot.head == expect => {
                 self.drop_events(batch, now.log, now.snapshot.first_seq, expect.seq + 1);
+                if now.has_fixed {
+                    batch.changes.fixed.insert(now.log, None);
+                }
                 batch.changes.streams.insert(stream, None);
-                batch.move_members(index);
+                self.move_members(batch, index);
                 Ok(CommitOutcome::Committed(expect))
             }
-            now => Ok(CommitOutcome::Conflict(now.map(|r| r.snapshot))),
+            now => self.conflict(batch, &stream, now),
         }
+    }
+
+    fn conflict(
+        &self,
+        batch: &Batch,
+        stream: &str,
+        now: Option<Record>,
+    ) -> Result<CommitOutcome, StoreError> {
+        let Some(Record { log, has_fixed, mut snapshot }) = now else {
+            return Ok(CommitOutcome::Conflict(None));
+        };
+        if has_fixed {
+            snapshot.fixed = match batch.changes.fixed.get(&log) {
+                Some(Some(fixed)) => fixed.clone(),
+                _ => self.shared.disk.fixed(stream, log)?,
+            };
+        }
+        Ok(CommitOutcome::Conflict(Some(snapshot)))
     }
 
     /// The stream as the batch leaves it so far.
@@ -267,6 +298,31 @@ impl Committer {
         }
     }
 
+    fn move_members(&self, batch: &mut Batch, index: Vec<IndexChange>) {
+        let Batch { now, changes, woken, .. } = batch;
+        for change in index {
+            match change {
+                IndexChange::Put { index, member, after } => {
+                    let due = now.saturating_add(millis(after));
+                    changes.set_due(&index, member, Some(due));
+                    if after.is_zero() {
+                        woken.insert(index);
+                    }
+                }
+                IndexChange::Remove { index, member } => changes.set_due(&index, member, None),
+                IndexChange::Enqueue { place, gate } => {
+                    self.shared.queues.lock().enqueue(place, gate, &mut changes.queues, woken);
+                }
+                IndexChange::Dequeue { place } => {
+                    self.shared.queues.lock().dequeue(&place, &mut changes.queues);
+                }
+                IndexChange::Leave { gate, lane, member } => {
+                    self.shared.queues.lock().leave(&gate, &lane, &member, &mut changes.queues, woken);
+                }
+            }
+        }
+    }
+
     fn claim(&self, batch: &mut Batch, index: &str, n: usize, hold: Duration) -> Vec<String> {
         let mut indexes = self.shared.indexes.write();
         let Some(members) = indexes.get_mut(index) else { return Vec::new() };
@@ -295,23 +351,6 @@ impl Committer {
     }
 }
 
-impl Batch {
-    fn move_members(&mut self, index: Vec<IndexChange>) {
-        for change in index {
-            match change {
-                IndexChange::Put { index, member, after } => {
-                    let due = self.now.saturating_add(millis(after));
-                    self.changes.set_due(&index, member, Some(due));
-                    if after.is_zero() {
-                        self.woken.insert(index);
-                    }
-                }
-                IndexChange::Remove { index, member } => self.changes.set_due(&index, member, None),
-            }
-        }
-    }
-}
-
 impl Changes {
     fn set_due(&mut self, index: &str, member: String, due: Option<u64>) {
         match self.index.get_mut(index) {
@@ -321,7 +360,11 @@ impl Changes {
     }
 
     fn is_empty(&self) -> bool {
-        self.streams.is_empty() && self.index.is_empty() && self.events.is_empty() && self.drops.is_empty()
+        self.streams.is_empty()
+            && self.index.is_empty()
+            && self.queues.is_empty()
+            && self.events.is_empty()
+            && self.drops.is_empty()
     }
 }
 
@@ -329,7 +372,7 @@ impl Request {
     fn refuse(self, error: StoreError) {
         match self {
             Self::Commit { reply, .. } | Self::Delete { reply, .. } => drop(reply.send(Err(error))),
-            Self::Claim { reply, .. } => drop(reply.send(Err(error))),
+            Self::Claim { reply, .. } | Self::Take { reply, .. } => drop(reply.send(Err(error))),
             Self::Renew { reply, .. } => drop(reply.send(Err(error))),
             Self::Ping { reply } => drop(reply.send(Err(error))),
         }
@@ -349,11 +392,20 @@ impl Checked {
 }
 
 fn check_names(changes: &[IndexChange]) -> Result<(), StoreError> {
-    let fits = changes.iter().all(|change| {
-        let (IndexChange::Put { index, member, .. } | IndexChange::Remove { index, member }) = change;
-        index.len().max(member.len()) <= MAX_NAME
+    let fits = |names: &[&String]| names.iter().all(|name| name.len() <= MAX_NAME);
+    let fits = changes.iter().all(|change| match change {
+        IndexChange::Put { index, member, .. } | IndexChange::Remove { index, member } => {
+            fits(&[index, member])
+        }
+        IndexChange::Enqueue { place: Place { queue, lane, member, .. }, gate } => {
+            fits(&[queue, lane, member]) && gate.as_ref().is_none_or(|g| fits(&[&g.name]))
+        }
+        IndexChange::Dequeue { place } => fits(&[&place.queue, &place.lane, &place.member]),
+        IndexChange::Leave { gate, lane, member } => fits(&[gate, lane, member]),
     });
     fits.then_some(()).ok_or_else(|| {
-        StoreError::Damaged(format!("the name of an index or a member has {MAX_NAME} bytes at most"))
+        StoreError::Damaged(format!(
+            "the name of an index, queue, lane, gate or member has {MAX_NAME} bytes at most"
+        ))
     })
 }

@@ -2,9 +2,11 @@
 //!
 //! | keyspace | key | value |
 //! |---|---|---|
-//! | `states` | stream | version 1, log id, seq, first seq (8 bytes each), length of the epoch (1), epoch, state |
+//! | `states` | stream | 1, or 2 if there are fixed bytes, log id, seq, first seq (8 bytes each), length of the epoch (1), epoch, state |
+//! | `fixed` | log id (8 bytes) | the stream's fixed bytes |
 //! | `log` | log id, seq (8 bytes each, big-endian) | the event |
 //! | `index` | length of the index's name (2), its name, member | due time in ms (8) |
+//! | `queues` | where a member is, see [`queues`](super::queues) | its rank, and what it waits for |
 //! | `meta` | `format`, `clock`, `next-log`, or `drop` + log id + first seq | 8 bytes |
 //!
 //! Numbers are big-endian. A stream's *log id* is given when it is made and never again, so that the events of a
@@ -21,20 +23,26 @@ use std::{
 use bytes::{Buf as _, BufMut as _, Bytes};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as _, UserValue};
 
-use super::journal;
+use super::{
+    journal,
+    queues::{Queues, Records},
+};
 use crate::store::{Entry, Head, Page, Snapshot, StoreError};
 
-/// The layout above. A store that was written by a newer program is refused.
-const FORMAT: u64 = 1;
-const RECORD_VERSION: u8 = 1;
+/// The layout above. A store that was written by a program of another layout is refused.
+const FORMAT: u64 = 2;
+const PLAIN: u8 = 1;
+const WITH_FIXED: u8 = 2;
 /// Upper bound of a stream's or member's name, in bytes; fjall's keys end at 65,535.
 pub(super) const MAX_NAME: usize = 4096;
 
 /// An open directory.
 pub(super) struct Disk {
     states: Keyspace,
+    fixed: Keyspace,
     log: Keyspace,
     index: Keyspace,
+    queues: Keyspace,
     meta: Keyspace,
     db: Database,
     dir: PathBuf,
@@ -46,6 +54,8 @@ pub(super) struct Disk {
 #[derive(Clone, Debug)]
 pub(super) struct Record {
     pub(super) log: u64,
+    /// Whether the stream has fixed bytes; they are only in snapshots that are handed out.
+    pub(super) has_fixed: bool,
     pub(super) snapshot: Snapshot,
 }
 
@@ -56,9 +66,12 @@ pub(super) type EventKey = (u64, u64);
 #[derive(Default)]
 pub(super) struct Changes {
     pub(super) streams: HashMap<String, Option<Record>>,
+    /// By log id.
+    pub(super) fixed: HashMap<u64, Option<Bytes>>,
     pub(super) events: HashMap<EventKey, Option<Bytes>>,
     /// By index, then member.
     pub(super) index: HashMap<String, HashMap<String, Option<u64>>>,
+    pub(super) queues: Records,
     /// Events to remove later: log id and first seq, to the seq behind the last.
     pub(super) drops: HashMap<EventKey, Option<u64>>,
     pub(super) next_log: Option<u64>,
@@ -68,6 +81,7 @@ pub(super) struct Changes {
 pub(super) struct Opened {
     pub(super) disk: Disk,
     pub(super) index: Vec<(String, String, u64)>,
+    pub(super) queues: Queues,
     pub(super) drops: Vec<(EventKey, u64)>,
     pub(super) next_log: u64,
     pub(super) clock: u64,
@@ -91,7 +105,7 @@ impl Disk {
             if aside.exists() {
                 std::fs::remove_dir_all(&aside).map_err(|e| at(&e))?;
             }
-            let (db, [_, _, _, meta]) = open_database(&aside).map_err(|e| at(&typed(&e)))?;
+            let (db, [_, _, _, _, _, meta]) = open_database(&aside).map_err(|e| at(&typed(&e)))?;
             meta.insert("format", FORMAT.to_be_bytes()).map_err(|e| at(&typed(&e)))?;
             db.persist(PersistMode::SyncAll).map_err(|e| at(&typed(&e)))?;
             drop((meta, db));
@@ -108,7 +122,7 @@ impl Disk {
             opened = attempt();
         }
         let damaged = |text: &str| StoreError::Damaged(format!("{}: {text}", dir.display()));
-        let (db, [states, log, index, meta]) = match opened {
+        let (db, [states, fixed, log, index, queues, meta]) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(e)) => match typed(&e) {
                 StoreError::Damaged(text) => return Err(damaged(&text)),
@@ -116,14 +130,15 @@ impl Disk {
             },
             Err(_) => return Err(damaged("opening it ended in a panic")),
         };
-        let disk = Self { states, log, index, meta, db, dir: dir.to_owned(), _lock: lock };
+        let disk = Self { states, fixed, log, index, queues, meta, db, dir: dir.to_owned(), _lock: lock };
         match disk.number("format")? {
             Some(FORMAT) => disk.recall(),
-            Some(newer) if newer > FORMAT => Err(StoreError::Damaged(format!(
-                "{} was written by a newer version (format {newer}, this one knows {FORMAT})",
-                dir.display()
+            Some(other) => Err(StoreError::Damaged(format!(
+                "{} was written by {} version (format {other}, this one knows {FORMAT})",
+                dir.display(),
+                if other > FORMAT { "a newer" } else { "an older" }
             ))),
-            _ => Err(StoreError::Damaged(format!("{} holds no event log", dir.display()))),
+            None => Err(StoreError::Damaged(format!("{} holds no event log", dir.display()))),
         }
     }
 
@@ -136,6 +151,12 @@ impl Disk {
             let (name, member) = split_index_key(&key).ok_or_else(|| damaged("an index key"))?;
             index.push((name, member, number(&due).ok_or_else(|| damaged("an index value"))?));
         }
+        let mut records = Vec::new();
+        for pair in self.queues.iter() {
+            let (key, value) = pair.into_inner().map_err(|e| typed(&e))?;
+            records.push((key.to_vec(), value.to_vec()));
+        }
+        let queues = Queues::recall(records).ok_or_else(|| damaged("a member of a queue"))?;
         let mut drops = Vec::new();
         for pair in self.meta.prefix("drop") {
             let (key, end) = pair.into_inner().map_err(|e| typed(&e))?;
@@ -143,7 +164,7 @@ impl Disk {
             drops.push(id.zip(number(&end)).ok_or_else(|| damaged("a list of dropped events"))?);
         }
         let (next_log, clock) = (self.number("next-log")?.unwrap_or(1), self.number("clock")?.unwrap_or(0));
-        Ok(Opened { index, drops, next_log, clock, disk: self })
+        Ok(Opened { index, queues, drops, next_log, clock, disk: self })
     }
 
     fn number(&self, key: &str) -> Result<Option<u64>, StoreError> {
@@ -155,12 +176,24 @@ impl Disk {
         self.states.get(stream).map_err(|e| typed(&e))?.map(|v| Record::decode(stream, &v)).transpose()
     }
 
+    /// A stream's fixed bytes; for the writer, as above.
+    pub(super) fn fixed(&self, stream: &str, log: u64) -> Result<Bytes, StoreError> {
+        let found = self.fixed.get(log.to_be_bytes()).map_err(|e| typed(&e))?;
+        found.map(|value| shared(&value)).ok_or_else(|| damaged(stream))
+    }
+
     /// See `Store::load`. Blocks.
     pub(super) fn load(&self, streams: &[String]) -> Result<Vec<Option<Snapshot>>, StoreError> {
         let view = self.db.snapshot();
         let load = |stream: &String| {
             let found = view.get(&self.states, stream).map_err(|e| typed(&e))?;
-            found.map(|v| Record::decode(stream, &v).map(|r| r.snapshot)).transpose()
+            let Some(found) = found else { return Ok(None) };
+            let mut record = Record::decode(stream, &found)?;
+            if record.has_fixed {
+                let fixed = view.get(&self.fixed, record.log.to_be_bytes()).map_err(|e| typed(&e))?;
+                record.snapshot.fixed = shared(&fixed.ok_or_else(|| damaged(stream))?);
+            }
+            Ok(Some(record.snapshot))
         };
         streams.iter().map(load).collect()
     }
@@ -176,7 +209,7 @@ impl Disk {
         // One view of both keyspaces, so that the head and the events belong together.
         let view = self.db.snapshot();
         let Some(value) = view.get(&self.states, stream).map_err(|e| typed(&e))? else { return Ok(None) };
-        let Record { log, snapshot: Snapshot { head, first_seq, .. } } = Record::decode(stream, &value)?;
+        let Record { log, snapshot: Snapshot { head, first_seq, .. }, .. } = Record::decode(stream, &value)?;
         let mut entries = Vec::new();
         if after < head.seq {
             let (mut next, mut bytes) = (first_seq.max(after + 1), 0);
@@ -211,6 +244,12 @@ impl Disk {
                 None => batch.remove(&self.states, stream.as_str()),
             }
         }
+        for (log, fixed) in &changes.fixed {
+            match fixed {
+                Some(fixed) => batch.insert(&self.fixed, log.to_be_bytes(), &fixed[..]),
+                None => batch.remove(&self.fixed, log.to_be_bytes()),
+            }
+        }
         for (key, event) in &changes.events {
             match event {
                 Some(event) => batch.insert(&self.log, event_key(*key), &event[..]),
@@ -223,6 +262,12 @@ impl Disk {
                     Some(due) => batch.insert(&self.index, index_key(index, member), due.to_be_bytes()),
                     None => batch.remove(&self.index, index_key(index, member)),
                 }
+            }
+        }
+        for (key, value) in &changes.queues {
+            match value {
+                Some(value) => batch.insert(&self.queues, key.as_slice(), value.as_slice()),
+                None => batch.remove(&self.queues, key.as_slice()),
             }
         }
         for (key, end) in &changes.drops {
@@ -251,7 +296,7 @@ impl Disk {
     }
 }
 
-fn open_database(path: &Path) -> fjall::Result<(Database, [Keyspace; 4])> {
+fn open_database(path: &Path) -> fjall::Result<(Database, [Keyspace; 6])> {
     let db = Database::builder(path)
         .manual_journal_persist(true)
         .worker_threads(2)
@@ -261,8 +306,10 @@ fn open_database(path: &Path) -> fjall::Result<(Database, [Keyspace; 4])> {
     let options = |memtable: u64| move || KeyspaceCreateOptions::default().max_memtable_size(memtable);
     let keyspaces = [
         db.keyspace("states", options(32 << 20))?,
+        db.keyspace("fixed", options(8 << 20))?,
         db.keyspace("log", options(32 << 20))?,
         db.keyspace("index", options(8 << 20))?,
+        db.keyspace("queues", options(8 << 20))?,
         db.keyspace("meta", options(1 << 20))?,
     ];
     Ok((db, keyspaces))
@@ -270,9 +317,9 @@ fn open_database(path: &Path) -> fjall::Result<(Database, [Keyspace; 4])> {
 
 impl Record {
     fn encode(&self) -> Vec<u8> {
-        let Snapshot { head, first_seq, state } = &self.snapshot;
+        let Snapshot { head, first_seq, state, .. } = &self.snapshot;
         let mut out = Vec::with_capacity(26 + head.epoch.len() + state.len());
-        out.put_u8(RECORD_VERSION);
+        out.put_u8(if self.has_fixed { WITH_FIXED } else { PLAIN });
         out.put_u64(self.log);
         out.put_u64(head.seq);
         out.put_u64(*first_seq);
@@ -284,19 +331,28 @@ impl Record {
     }
 
     fn decode(stream: &str, value: &UserValue) -> Result<Self, StoreError> {
-        let damaged = || StoreError::Damaged(format!("the state of {stream}"));
         let mut value = shared(value);
-        if value.len() < 26 || value.get_u8() != RECORD_VERSION {
-            return Err(damaged());
+        if value.len() < 26 {
+            return Err(damaged(stream));
         }
+        let has_fixed = match value.get_u8() {
+            PLAIN => false,
+            WITH_FIXED => true,
+            _ => return Err(damaged(stream)),
+        };
         let (log, seq, first_seq) = (value.get_u64(), value.get_u64(), value.get_u64());
         let length = usize::from(value.get_u8());
         if value.len() < length {
-            return Err(damaged());
+            return Err(damaged(stream));
         }
-        let epoch = String::from_utf8(value.split_to(length).to_vec()).map_err(|_| damaged())?;
-        Ok(Self { log, snapshot: Snapshot { head: Head { seq, epoch }, first_seq, state: value } })
+        let epoch = String::from_utf8(value.split_to(length).to_vec()).map_err(|_| damaged(stream))?;
+        let head = Head { seq, epoch };
+        Ok(Self { log, has_fixed, snapshot: Snapshot { head, first_seq, state: value, fixed: Bytes::new() } })
     }
+}
+
+fn damaged(stream: &str) -> StoreError {
+    StoreError::Damaged(format!("the state of {stream}"))
 }
 
 fn event_key((log, seq): EventKey) -> [u8; 16] {

@@ -36,6 +36,10 @@ impl Index {
         self.due.contains_key(member)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.due.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.due.is_empty()
     }

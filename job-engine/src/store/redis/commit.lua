@@ -1,10 +1,16 @@
 -- Changes streams, each whole or not at all, and each by itself; see Store::commit and Store::delete.
 --
--- KEYS  1 hint channel; then for each change: state hash, log stream, one index key per index change
+-- KEYS  1 hint channel; then for each change: state hash, log stream, one key per index change: of the index, queue
+--       or gate; the keys of lanes are made from it, see queues.lua
 -- ARGV  for each change: 1 head expected ('': no such stream), 2 head afterwards, 3 drop events before this
 --       (0: none), 4 state, 5 hint, 6 number of events (0: delete the stream), 7 number of index changes,
---       then id and data of each event, then ms from now ('': remove) and member of each index change
--- Reply for each change: 1 when it happened, its error, or {head, first, state} as they are ({}: no such stream)
+--       8 number of their arguments, then id and data of each event, then each index change, one of:
+--       ms from now, member           put into the index          '', member   remove from the index
+--       'q', member, lane, priority   enqueue in the queue        'd', member, lane, priority   dequeue from it
+--       'e', member, lane, priority, limit, queue's name          enqueue through the gate
+--       'l', member, lane             leave the gate
+--       'b', bytes                    set what never changes of a new stream; the key is the state hash
+-- Reply for each change: 1 when it happened, its error, or {head, first, state, fixed} as they are ({}: no such stream)
 --
 -- Redis runs a script whole, but does not undo one that fails half-way: so everything that can fail is checked
 -- before a change's first write, and that first write (XADD with an explicit id) is itself the check that the id
@@ -13,8 +19,8 @@
 -- Dropping is by whole nodes of the stream ('~'): to drop each event exactly costs more than to add it. What is left
 -- before the first event kept is never read.
 -- Numbers come as the text that is stored: to format one here costs as much as a command.
-local KEYS, ARGV, call = KEYS, ARGV, redis.call
-local now
+local KEYS, ARGV = KEYS, ARGV
+local hints, now = {}, nil
 
 local function due(after)
   if not now then
@@ -24,16 +30,64 @@ local function due(after)
   return string.format('%.0f', now + after)
 end
 
+local function dequeue(ring, lane, member, priority)
+  if call('ZREM', ring .. '!', taken(lane, member, priority)) == 0 then
+    call('ZREM', ring .. ':' .. lane, member)
+    tidy(ring, lane)
+  end
+end
+
+-- Puts a member that is inside a gate into the queue of this name.
+local function forward(gate, queue, lane, member, priority)
+  local tag = string.match(gate, '^{[^}]*}')
+  push(tag .. 'q:' .. #queue .. ':' .. queue, lane, member, priority)
+  hints[#hints + 1] = 'i ' .. queue
+end
+
+-- Lets those in who may enter, in turn: one who may not holds up those behind, or it might never enter.
+local function let_in(gate)
+  while true do
+    local lane = turn(gate)
+    if not lane then return end
+    local member = call('ZRANGE', gate .. ':' .. lane, 0, 0)[1]
+    local limit, priority, from = string.match(call('HGET', gate .. '#', member), '^(%d+) (-?%d+) ()')
+    if call('SCARD', gate .. '!') >= tonumber(limit) then return end
+    local queue = string.sub(call('HGET', gate .. '#', member), from)
+    pop(gate)
+    call('HDEL', gate .. '#', member)
+    call('SADD', gate .. '!', member)
+    forward(gate, queue, lane, member, priority)
+  end
+end
+
+local function enter(gate, lane, member, priority, limit, queue)
+  if call('SISMEMBER', gate .. '!', member) == 1 then
+    return forward(gate, queue, lane, member, priority)
+  end
+  call('HSET', gate .. '#', member, limit .. ' ' .. priority .. ' ' .. queue)
+  push(gate, lane, member, priority)
+  let_in(gate)
+end
+
+local function leave(gate, lane, member)
+  if call('SREM', gate .. '!', member) == 0 then
+    call('ZREM', gate .. ':' .. lane, member)
+    call('HDEL', gate .. '#', member)
+    tidy(gate, lane)
+  end
+  let_in(gate)
+end
+
 -- Makes the change whose keys begin at k and arguments at a.
 local function change(k, a, events, moves)
   local state, log = KEYS[k], KEYS[k + 1]
   local head = call('HGET', state, 'h')
   if (head or '') ~= ARGV[a] then
-    return head and call('HMGET', state, 'h', 'f', 'v') or {}
+    return head and call('HMGET', state, 'h', 'f', 'v', 'b') or {}
   end
   -- A log without a state is a remnant. Not removed blindly: after any write, full memory is no longer refused.
   if not head and call('EXISTS', log) == 1 then call('UNLINK', log) end
-  local at, first = a + 7, ARGV[a + 2]
+  local at, first = a + 8, ARGV[a + 2]
   local trim = first ~= '0' and tonumber(first) > tonumber(head and call('HGET', state, 'f') or '1')
   for _ = 1, events do
     if trim then
@@ -53,25 +107,42 @@ local function change(k, a, events, moves)
     call('HSET', state, 'h', ARGV[a + 1], 'v', ARGV[a + 3], 'f', '1')
   end
   for i = k + 2, k + 1 + moves do
-    if ARGV[at] == '' then
-      call('ZREM', KEYS[i], ARGV[at + 1])
+    local key, op, member, lane = KEYS[i], ARGV[at], ARGV[at + 1], ARGV[at + 2]
+    if op == '' then
+      call('ZREM', key, member)
+      at = at + 2
+    elseif op == 'q' then
+      push(key, lane, member, ARGV[at + 3])
+      at = at + 4
+    elseif op == 'd' then
+      dequeue(key, lane, member, ARGV[at + 3])
+      at = at + 4
+    elseif op == 'e' then
+      enter(key, lane, member, ARGV[at + 3], ARGV[at + 4], ARGV[at + 5])
+      at = at + 6
+    elseif op == 'l' then
+      leave(key, lane, member)
+      at = at + 3
+    elseif op == 'b' then
+      call('HSET', key, 'b', member)
+      at = at + 2
     else
-      call('ZADD', KEYS[i], due(ARGV[at]), ARGV[at + 1])
+      call('ZADD', key, due(op), member)
+      at = at + 2
     end
-    at = at + 2
   end
   return 1
 end
 
-local replies, hints, k, a = {}, {}, 2, 1
+local replies, k, a = {}, 2, 1
 while KEYS[k] do
-  local events, moves = tonumber(ARGV[a + 5]), tonumber(ARGV[a + 6])
+  local events, moves, words = tonumber(ARGV[a + 5]), tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7])
   local _, reply = pcall(change, k, a, events, moves)
   -- Redis turns a caught error into its text.
   if type(reply) == 'string' then reply = { err = reply } end
   if reply == 1 then hints[#hints + 1] = ARGV[a + 4] end
   replies[#replies + 1] = reply
-  k, a = k + 2 + moves, a + 7 + 2 * (events + moves)
+  k, a = k + 2 + moves, a + 8 + 2 * events + words
 end
 if hints[1] then call('PUBLISH', KEYS[1], table.concat(hints, '\n')) end
 return replies

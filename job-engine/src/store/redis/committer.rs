@@ -44,6 +44,8 @@ pub(super) struct Change {
     /// The head afterwards.
     pub(super) done: Head,
     pub(super) state: Bytes,
+    /// Of a new stream; empty is none.
+    pub(super) fixed: Bytes,
     pub(super) events: Vec<Bytes>,
     pub(super) first_seq: u64,
     pub(super) index: Vec<IndexChange>,
@@ -131,13 +133,16 @@ impl Committer {
 
     /// The keys and arguments of `commit.lua`.
     fn command(&self, script: &Script, changes: &[Change]) -> Cmd {
-        let keys = 1 + changes.iter().map(|c| 2 + c.index.len()).sum::<usize>();
+        let keys = 1 + changes.iter().map(|c| 2 + c.moves()).sum::<usize>();
         let mut cmd = script.command(keys);
         cmd.arg(self.keys.channel());
         for c in changes {
             cmd.arg(self.keys.state(&c.stream)).arg(self.keys.log(&c.stream));
-            for IndexChange::Put { index, .. } | IndexChange::Remove { index, .. } in &c.index {
-                cmd.arg(self.keys.index(index));
+            for change in &c.index {
+                cmd.arg(self.keys.of(change));
+            }
+            if !c.fixed.is_empty() {
+                cmd.arg(self.keys.state(&c.stream));
             }
         }
         for c in changes {
@@ -147,17 +152,19 @@ impl Committer {
             }
             cmd.write_arg_fmt(format_args!("{} {}", c.done.seq, c.done.epoch));
             cmd.arg(c.first_seq).arg(&c.state[..]).arg(c.hint());
-            cmd.arg(c.events.len()).arg(c.index.len());
+            let fixed = if c.fixed.is_empty() { 0 } else { 2 };
+            cmd.arg(c.events.len()).arg(c.moves());
+            cmd.arg(c.index.iter().map(words).sum::<usize>() + fixed);
             let before = c.done.seq - c.events.len() as u64;
             for (seq, event) in (before + 1..).zip(&c.events) {
                 cmd.write_arg_fmt(format_args!("{seq}-0"));
                 cmd.arg(&event[..]);
             }
             for change in &c.index {
-                match change {
-                    IndexChange::Put { member, after, .. } => cmd.arg(millis(*after)).arg(member),
-                    IndexChange::Remove { member, .. } => cmd.arg("").arg(member),
-                };
+                write(&mut cmd, change);
+            }
+            if fixed > 0 {
+                cmd.arg("b").arg(&c.fixed[..]);
             }
         }
         cmd
@@ -165,15 +172,22 @@ impl Committer {
 }
 
 impl Change {
+    /// Index changes, and the one that sets what never changes.
+    fn moves(&self) -> usize {
+        self.index.len() + usize::from(!self.fixed.is_empty())
+    }
+
     fn bytes(&self) -> usize {
-        self.state.len() + self.events.iter().map(Bytes::len).sum::<usize>()
+        self.state.len() + self.fixed.len() + self.events.iter().map(Bytes::len).sum::<usize>()
     }
 
     fn names(&self) -> usize {
-        let index = |change: &IndexChange| match change {
-            IndexChange::Put { index, .. } | IndexChange::Remove { index, .. } => index.len(),
+        let woken = |change: &IndexChange| match change {
+            IndexChange::Put { index, .. } => index.len(),
+            IndexChange::Enqueue { place, .. } => place.queue.len(),
+            IndexChange::Remove { .. } | IndexChange::Dequeue { .. } | IndexChange::Leave { .. } => 0,
         };
-        self.stream.len() + self.index.iter().map(index).sum::<usize>()
+        self.stream.len() + self.index.iter().map(woken).sum::<usize>()
     }
 
     /// What everybody is told when it has happened, see [`super::hints`].
@@ -183,12 +197,14 @@ impl Change {
             _ => format!("s {} {}", self.done.seq, self.stream),
         };
         for change in &self.index {
-            if let IndexChange::Put { index, after, .. } = change
-                && millis(*after) == 0
-            {
-                // Writing to a string cannot fail.
-                let _ = write!(hint, "\ni {index}");
-            }
+            let woken = match change {
+                IndexChange::Put { index, after, .. } if millis(*after) == 0 => index,
+                // Who passes a gate, and when, the script knows.
+                IndexChange::Enqueue { place, gate: None } => &place.queue,
+                _ => continue,
+            };
+            // Writing to a string cannot fail.
+            let _ = write!(hint, "\ni {woken}");
         }
         hint
     }
@@ -206,6 +222,31 @@ impl Change {
             };
         Ok(if own_work { CommitOutcome::Committed(self.done) } else { CommitOutcome::Conflict(current) })
     }
+}
+
+/// How many arguments an index change has, see `commit.lua`.
+fn words(change: &IndexChange) -> usize {
+    match change {
+        IndexChange::Put { .. } | IndexChange::Remove { .. } => 2,
+        IndexChange::Leave { .. } => 3,
+        IndexChange::Enqueue { gate: None, .. } | IndexChange::Dequeue { .. } => 4,
+        IndexChange::Enqueue { gate: Some(_), .. } => 6,
+    }
+}
+
+fn write(cmd: &mut Cmd, change: &IndexChange) {
+    match change {
+        IndexChange::Put { member, after, .. } => cmd.arg(millis(*after)).arg(member),
+        IndexChange::Remove { member, .. } => cmd.arg("").arg(member),
+        IndexChange::Enqueue { place: p, gate: None } => {
+            cmd.arg("q").arg(&p.member).arg(&p.lane).arg(p.priority)
+        }
+        IndexChange::Enqueue { place: p, gate: Some(gate) } => {
+            cmd.arg("e").arg(&p.member).arg(&p.lane).arg(p.priority).arg(gate.limit).arg(&p.queue)
+        }
+        IndexChange::Dequeue { place: p } => cmd.arg("d").arg(&p.member).arg(&p.lane).arg(p.priority),
+        IndexChange::Leave { lane, member, .. } => cmd.arg("l").arg(member).arg(lane),
+    };
 }
 
 fn unanswered() -> StoreError {
