@@ -27,9 +27,9 @@ pub(super) struct Link {
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
-    #[error("cannot connect: {}", source_chain(.0))]
+    #[error("cannot connect by gRPC: {}", source_chain(.0))]
     Dial(#[from] tonic::transport::Error),
-    #[error("the engine refused the stream, or is no Tidegate engine: {0}")]
+    #[error("the engine refused the stream, or what answers there speaks no gRPC: {0}")]
     Refused(#[from] Box<Status>),
     #[error("the engine's first message was no welcome")]
     NoWelcome,

@@ -1,0 +1,1 @@
+"""The scripted engine, its cases, and what runs them; see ../README.md."""
