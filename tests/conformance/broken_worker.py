@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import sys
 import time
@@ -27,7 +28,8 @@ believes_rejected_checkpoints forgets_the_checkpoint loses_the_last_progress exc
 dies_of_unknown_messages reports_under_a_lost_lease keeps_a_lost_job_running tells_the_lost_end ignores_cancel
 completes_when_cancelled hears_any_token names_no_leases sends_answered_reports_again renumbers_reports loses_unanswered_reports
 forgets_cancels_in_the_welcome keeps_forgotten_leases stops_jobs_when_the_stream_breaks never_pings storms stays_with_a_silent_engine
-ignores_drain does_not_release exits_with_1 exits_unanswered dies_of_html grows swallows_log_lines rounds_numbers shows_stack_traces""".split()
+ignores_drain does_not_release exits_with_1 exits_unanswered dies_of_html grows swallows_log_lines rounds_numbers shows_stack_traces
+lets_the_deaf_run runs_assignments_twice numbers_across_attempts takes_jobs_while_leaving""".split()
 
 
 def wrong(fault: str) -> bool:
@@ -106,11 +108,11 @@ class Worker:
             await call.write(v1.WorkRequest(hello=hello))
             if wrong("reports_before_the_welcome"):
                 await call.write(v1.WorkRequest(ping=v1.Ping()))
-            self.heard, self.ping = time.monotonic(), 5.0
-            self.out = asyncio.Queue()
             first = await call.read()
             if first is grpc.aio.EOF:
                 return
+            self.out = asyncio.Queue()
+            self.heard = time.monotonic()
             self.welcomed(first.welcome)
             tasks = {asyncio.ensure_future(part(call)) for part in (self.write, self.read, self.keep_alive)}
             try:
@@ -247,20 +249,23 @@ class Worker:
         asyncio.get_running_loop().call_later(left, self.cut_off, job)
 
     def cut_off(self, job):
-        if job.task and not job.task.done():
+        if job.task and not job.task.done() and not wrong("lets_the_deaf_run"):
             job.task.cancel()
 
     # -- jobs ------------------------------------------------------------------------------------------------------
 
     def assigned(self, assignment):
         held = self.jobs.get(assignment.job_id)
-        if held and held.token == assignment.lease_token:
+        if held and held.token == assignment.lease_token and not wrong("runs_assignments_twice"):
             return
+        job = Job(assignment)
         if held:
             self.lose(held)
-        job = Job(assignment)
+            job.number = held.number if wrong("numbers_across_attempts") else 0
         self.jobs[job.id] = job
-        if len(self.jobs) > self.capacity and not wrong("exceeds_its_capacity") or self.leaving:
+        if len(self.jobs) > self.capacity and not wrong("exceeds_its_capacity") or (
+            self.leaving and not wrong("takes_jobs_while_leaving")
+        ):
             self.send(job, released=v1.Released(reason="no slot"))
         elif assignment.kind != "conformance":
             self.send(job, fail=messages.Failed(code="unknown_kind"))
@@ -279,7 +284,7 @@ class Worker:
         except Stop:
             end = {"released": v1.Released()}
         except asyncio.CancelledError:
-            end = {"stopped": v1.Stopped()}
+            end = {"released": v1.Released()}
         except Failure as failure:
             end = {"fail": failure.failed}
         except Exception as error:
@@ -311,7 +316,7 @@ class Worker:
     async def say(self, job, **body):
         if not wrong("grows"):
             await job.window.acquire()
-        if job.lost:
+        if job.lost and not wrong("reports_under_a_lost_lease"):
             raise Stop
         self.send(job, **body)
 
@@ -328,7 +333,7 @@ class Worker:
             if name == "progress":
                 fields = {k: int(v) if k in ("done", "total") else v for k, v in value.items()}
                 if wrong("rounds_numbers"):
-                    fields = {k: int(float(v)) if k in ("done", "total") else v for k, v in fields.items()}
+                    fields = {k: min(int(float(v)), 2**64 - 1) if k in ("done", "total") else v for k, v in fields.items()}
                 await self.say(job, progress=messages.Progress(**fields))
             elif name == "progress_flood":
                 for n in range(1, value + (0 if wrong("loses_the_last_progress") else 1)):
@@ -394,6 +399,9 @@ class Worker:
 
     async def custom(self, job, name, value):
         text = json.dumps(value, ensure_ascii=False)
+        if not re.fullmatch("[a-z][a-z0-9._-]{0,63}", name) or name in ("error", "complete"):
+            line(job, "rejected", message=f"an event cannot be named {name!r}")
+            return
         await self.call(job, self.limits[1], len(text.encode()), custom=messages.Custom(name=name, json=text))
 
     async def leave(self):
@@ -406,6 +414,9 @@ class Worker:
         until = time.monotonic() + 5
         while any(job.task and not job.task.done() for job in self.jobs.values()) and time.monotonic() < until:
             await asyncio.sleep(0.02)
+        for job in self.jobs.values():
+            if job.task:
+                job.task.cancel()
         until = time.monotonic() + 5
         while self.jobs and time.monotonic() < until and not wrong("exits_unanswered"):
             await asyncio.sleep(0.02)

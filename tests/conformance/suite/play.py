@@ -16,7 +16,7 @@ import tempfile
 
 from .contract import v1
 from .engine import Engine
-from .lease import Lease
+from .lease import Lease, text
 from .process import WorkerProcess
 
 # Seconds to wait for anything that has no bound of its own: far beyond what a healthy worker needs, even on a busy machine.
@@ -78,6 +78,10 @@ class Play:
                 await asyncio.sleep(0.01)
 
         await self.wait(poll(), what, patience)
+
+    async def elapsed(self, seconds: float) -> None:
+        """Lets time pass, where what is to be seen is that nothing happens."""
+        await self.wait(asyncio.sleep(seconds), f"{seconds} s", seconds + PATIENCE)
 
     # -- the stage -------------------------------------------------------------------------------------------------
 
@@ -145,9 +149,12 @@ class Play:
         return any(wanted.items() <= line.items() for line in self.worker.lines)
 
     async def silenced(self, lease: Lease, stream, why: str) -> None:
-        """Waits until the lost lease's handler is left, and proves by another job that nothing more is said of it."""
-        await self.printed(lease, "end", patience=10)
+        """Waits until the lost lease's handler is left, and proves by another job that nothing more is said of it.
+
+        For handlers that wait: no report of theirs is on its way, so that the first word is one too many.
+        """
         lease.silence(why)
+        await self.printed(lease, "end", patience=10)
         await self.runs_another(stream)
 
     async def runs_another(self, stream, why: str = "the slot is free again") -> None:
@@ -156,18 +163,12 @@ class Play:
         await stream.assign(other)
         _, end = await other.play_out(f"the end of a job assigned because {why}")
         if end.WhichOneof("body") != "complete":
-            raise Violation(f"a job assigned because {why} ended with {lease_text(end)}")
+            raise Violation(f"a job assigned because {why} ended with {text(end)}")
 
     async def close(self) -> None:
         for closer in reversed(self.closers):
             await closer()
         shutil.rmtree(self.scratch, ignore_errors=True)
-
-
-def lease_text(report) -> str:
-    from .lease import text
-
-    return text(report)
 
 
 def b64(data: bytes) -> str:

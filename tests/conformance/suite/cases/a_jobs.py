@@ -3,6 +3,7 @@
 import json
 
 from ..contract import v1
+from ..lease import text
 from ..play import Play, Violation, b64
 from . import case
 
@@ -33,6 +34,8 @@ async def hello_is_first_and_complete(play: Play):
         except ValueError:
             raise Violation(f"the kind's {field} is no JSON: {getattr(kind, field)[:80]!r}") from None
     stream.expect_leases()
+    # A while in which whatever does not wait for the Welcome would come.
+    await play.elapsed(0.3)
     await stream.welcome(ping=0.3)
     # Nothing but pings comes from a worker without jobs; a second Hello would be a violation by itself.
     await stream.quiet()
@@ -61,7 +64,7 @@ async def j38_a_job_reports_everything_in_order(play: Play):
     kinds = [report.WhichOneof("body") for report in before]
     expected = ["log"] * 4 + ["progress", "checkpoint", "progress", "custom"]
     if kinds != expected:
-        raise Violation(f"the reports are {kinds}; the script says {expected}")
+        raise Violation(f"the reports are {kinds}, then {text(end)}; the script says {expected}")
     logs = [(report.log.level, report.log.text, report.log.source) for report in before[:4]]
     wanted = [(3, "grüße 🌊", "stdout"), (2, "plain", ""), (1, "d", ""), (4, "e", "")]
     if logs != wanted:

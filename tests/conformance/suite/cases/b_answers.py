@@ -3,7 +3,8 @@
 import json
 
 from ..contract import CANCELLED, OK, REJECTED, v1
-from ..play import Play, Violation, b64, lease_text
+from ..lease import text
+from ..play import Play, Violation, b64
 from . import case
 
 HALF = {"checkpoint": {"name": "half", "base64": b64(b"half")}}
@@ -52,7 +53,7 @@ async def a_rejected_report_is_its_calls_error_alone(play: Play):
     await lease.store("checkpoint")
     _, end = await lease.play_out()
     if end.WhichOneof("body") != "complete":
-        raise Violation(f"the job ended with {lease_text(end)} although its handler goes on after a rejection")
+        raise Violation(f"the job ended with {text(end)} although its handler goes on after a rejection")
     messages = [line.get("message", "") for line in play.worker.lines if line.get("at") == "rejected"]
     if len(messages) != 2 or "not this checkpoint" not in messages[0] or "not this custom" not in messages[1]:
         raise Violation(f"the calls' errors are {messages}; expected two with the engine's words 'not this …'")
@@ -99,7 +100,7 @@ async def answers_may_come_out_of_order_and_twice(play: Play):
         await lease.answer(report)
     _, end = await lease.play_out()
     if end.WhichOneof("body") != "complete":
-        raise Violation(f"the job ended with {lease_text(end)}")
+        raise Violation(f"the job ended with {text(end)}")
     await play.runs_another(stream)
 
 

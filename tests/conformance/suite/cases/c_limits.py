@@ -2,7 +2,8 @@
 
 import json
 
-from ..play import Play, Violation, lease_text
+from ..lease import text
+from ..play import Play, Violation
 from . import case
 
 MIB = 1024 * 1024
@@ -32,7 +33,7 @@ async def j37_what_is_too_large_is_refused_before_it_is_sent(play: Play):
         raise Violation(f"expected two calls to be refused with a message, got {rejected}")
     end = await lease.store()
     if end.WhichOneof("body") != "fail" or end.fail.code != "result_too_large" or end.fail.retryable:
-        raise Violation(f"a result beyond the limit ended the job with {lease_text(end)}; expected a final failure 'result_too_large'")
+        raise Violation(f"a result beyond the limit ended the job with {text(end)}; expected a final failure 'result_too_large'")
     await play.runs_another(stream)
 
 
@@ -54,7 +55,7 @@ async def j37_limits_that_the_welcome_does_not_say_have_defaults(play: Play):
         raise Violation(f"sent: {len(checkpoint.checkpoint.data)} and {len(custom.custom.json)} bytes; the largest are 65536")
     end = await lease.store()
     if end.WhichOneof("body") != "complete" or len(end.complete.result_json) != 262144:
-        raise Violation(f"a result of exactly 262144 bytes ended the job with {lease_text(end)}")
+        raise Violation(f"a result of exactly 262144 bytes ended the job with {text(end)}")
 
 
 @case
@@ -103,7 +104,7 @@ async def e36_a_flood_waits_for_a_slow_engine(play: Play):
     before, end = await lease.play_out(patience=60)
     _no_line_vanishes([first, *before], lines)
     if end.WhichOneof("body") != "complete":
-        raise Violation(f"the job ended with {lease_text(end)}")
+        raise Violation(f"the job ended with {text(end)}")
 
 
 @case
@@ -120,7 +121,7 @@ async def e36_a_flood_waits_for_an_engine_that_does_not_read(play: Play):
     # Until it grows no more, or too much.
     last, now = -1, play.worker.memory()
     while now != last and now - warm <= 64 * MIB:
-        await play.until(_elapsed(0.5), "half a second")
+        await play.elapsed(0.5)
         last, now = now, play.worker.memory()
         if abs(now - last) < MIB:
             break
@@ -132,7 +133,7 @@ async def e36_a_flood_waits_for_an_engine_that_does_not_read(play: Play):
     before, end = await lease.play_out(patience=60)
     _no_line_vanishes([first, *before], lines)
     if end.WhichOneof("body") != "complete":
-        raise Violation(f"the job ended with {lease_text(end)}")
+        raise Violation(f"the job ended with {text(end)}")
 
 
 def _no_line_vanishes(reports, lines: int) -> None:
@@ -151,10 +152,3 @@ def _no_line_vanishes(reports, lines: int) -> None:
         expected, warned = index + 1, False
     if expected != lines and not warned:
         raise Violation(f"the last {lines - expected} lines are missing, and no line of level WARN says so")
-
-
-def _elapsed(seconds: float):
-    import time
-
-    until = time.monotonic() + seconds
-    return lambda: time.monotonic() >= until

@@ -1,9 +1,8 @@
 """Calling a job off: told, obeyed, ignored, raced, and meant for somebody else."""
 
-import time
-
 from ..contract import CANCELLED
-from ..play import Play, Violation, b64, lease_text
+from ..lease import text
+from ..play import Play, Violation, b64
 from . import case
 
 BEGUN = {"log": {"text": "begun"}}
@@ -21,7 +20,7 @@ async def stopped(lease, patience=None):
     """Stores what still comes, up to the end, which must be `stopped`."""
     _, end = await lease.play_out("`stopped`", patience)
     if end.WhichOneof("body") != "stopped":
-        raise Violation(f"{lease.name()}: a cancelled job ends with `stopped`, not with {lease_text(end)}")
+        raise Violation(f"{lease.name()}: a cancelled job ends with `stopped`, not with {text(end)}")
 
 
 @case
@@ -84,13 +83,10 @@ async def j12_a_cancellation_comes_as_the_answer_to_a_checkpoint(play: Play):
 async def j11_a_job_that_ignores_its_cancellation_is_cut_off(play: Play):
     """At the deadline the job ends with `stopped`, its slot is free, and nothing more is said of it, whatever its handler does."""
     _, stream = await play.connected(capacity=1)
-    lease = await begun(play, stream, {"ignore_stop": 4000}, BEGUN, HALF, {"print": "late"}, {"complete": "late"})
-    ordered = time.monotonic()
+    lease = await begun(play, stream, {"ignore_stop": 6000}, BEGUN, HALF, {"print": "late"}, {"complete": "late"})
     await stream.cancel(lease, 0.5)
-    await stopped(lease, 10)
-    took = time.monotonic() - ordered
-    if took > 3.8 and not play.has_printed(lease, "end"):
-        raise Violation(f"`stopped` came {took:.1f} s after the order, with the handler's own end; the deadline was 2 s")
+    # The deadline is 2 s after the order, because a shorter one may be a skewed clock.
+    await stopped(lease, 5)
     await play.runs_another(stream, "the slot of a job that ignored its cancellation is free again")
     # The handler wakes up, or was aborted: either way no word of it arrives.
     lease.silence("the job was cut off")
@@ -152,4 +148,4 @@ async def j1_a_cancellation_for_another_token_is_ignored(play: Play):
     gate.touch()
     _, end = await lease.play_out()
     if end.WhichOneof("body") != "complete":
-        raise Violation(f"a cancellation of another lease ended the job with {lease_text(end)}")
+        raise Violation(f"a cancellation of another lease ended the job with {text(end)}")

@@ -6,7 +6,8 @@ import grpc
 
 from ..engine import cancel_request
 from ..network import Proxy, Shut, WebPage
-from ..play import Play, Violation, lease_text
+from ..lease import text
+from ..play import Play, Violation
 from . import case
 from .d_cancel import BEGUN, HALF, begun, stopped
 
@@ -43,7 +44,7 @@ async def survives(play: Play, first, stream, second, cut):
     go.touch()
     _, end = await lease.play_out()
     if end.WhichOneof("body") != "complete":
-        raise Violation(f"the job ended with {lease_text(end)}")
+        raise Violation(f"the job ended with {text(end)}")
     await play.runs_another(stream)
 
 
@@ -214,7 +215,7 @@ async def j5_a_stream_that_breaks_again_and_again(play: Play):
     before, end = await lease.play_out()
     stored += [text_of(report) for report in before]
     if stored != [str(n) for n in range(1, count + 1)] or end.WhichOneof("body") != "complete":
-        raise Violation(f"stored over four streams: {stored}, then {lease_text(end)}")
+        raise Violation(f"stored over four streams: {stored}, then {text(end)}")
 
 
 @case

@@ -2,7 +2,8 @@
 
 import time
 
-from ..play import Play, Violation, lease_text
+from ..lease import text
+from ..play import Play, Violation
 from . import case
 from .d_cancel import BEGUN, HALF, begun
 from .f_reconnect import first_of
@@ -107,7 +108,7 @@ async def j36_a_draining_engine_is_left_at_the_deadline_with_the_job_in_hand(pla
     gate.touch()
     _, end = await lease.play_out()
     if end.WhichOneof("body") != "complete":
-        raise Violation(f"the job ended with {lease_text(end)}")
+        raise Violation(f"the job ended with {text(end)}")
     await play.wait(stream.closed.wait(), "the draining engine's stream is closed", 5)
 
 
@@ -152,7 +153,8 @@ async def a_leaving_worker_finishes_its_jobs_within_the_grace_time(play: Play):
     await lease.store("checkpoint")
     end = await lease.report("complete")
     # Not answered yet: the worker waits, or the end would be lost with it.
-    await stream.quiet()
+    until = stream.pings + 2
+    await play.until(lambda: stream.pings >= until or play.worker.exited.is_set(), "two more pings, or the exit")
     if play.worker.exited.is_set():
         raise Violation("the worker exited before its last report was answered")
     await lease.answer(end)
@@ -167,7 +169,7 @@ async def a_leaving_worker_gives_back_what_it_cannot_finish(play: Play):
     play.worker.terminate()
     _, end = await lease.play_out("`released`", 15)
     if end.WhichOneof("body") != "released":
-        raise Violation(f"the job ended with {lease_text(end)}: a job that a leaving worker cannot finish is `released`, which counts as no failure")
+        raise Violation(f"the job ended with {text(end)}: a job that a leaving worker cannot finish is `released`, which counts as no failure")
     await exits(play, 15)
     if not play.has_printed(lease, "stopping"):
         raise Violation("the handler was not told to stop")
@@ -181,14 +183,14 @@ async def a_leaving_worker_gives_back_a_job_that_does_not_listen(play: Play):
     play.worker.terminate()
     _, end = await lease.play_out("`released`", 15)
     if end.WhichOneof("body") != "released":
-        raise Violation(f"the job ended with {lease_text(end)}; expected `released`")
+        raise Violation(f"the job ended with {text(end)}; expected `released`")
     await exits(play, 15)
 
 
 @case
 async def an_assignment_to_a_leaving_worker_is_given_back(play: Play):
     """A job that crosses the SIGTERM on its way is not begun, and is given back in the end."""
-    _, stream = await play.connected(capacity=1, grace=30, ping=0.5)
+    _, stream = await play.connected(capacity=2, grace=30, ping=0.5)
     gate = play.gate()
     first = await begun(play, stream, {"await_file": str(gate)}, name="first")
     play.worker.terminate()
