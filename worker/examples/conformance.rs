@@ -126,8 +126,9 @@ async fn follow(job: &JobContext, trace: &Trace, step: Step) -> Result<Option<Va
         Step::Custom { name, value } => trace.rejection(job.custom(&name, &value).await)?,
         Step::Resumed(false) | Step::WaitStop(false) => {}
         Step::Resumed(true) => {
-            let checkpoint =
-                job.last_checkpoint().map(|(name, data)| json!({"name": name, "base64": BASE64.encode(data)}));
+            let checkpoint = job
+                .last_checkpoint()
+                .map(|(name, data)| json!({"name": name, "base64": BASE64.encode(data)}));
             let value = json!({"attempt": job.attempt(), "checkpoint": checkpoint});
             trace.rejection(job.custom("resumed", &value).await)?;
         }

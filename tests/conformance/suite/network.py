@@ -8,8 +8,8 @@ import time
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     """Closes with RST instead of FIN."""
-    raw = writer.get_extra_info("socket")
-    if raw is not None:
+    if not writer.transport.is_closing():
+        raw = writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 

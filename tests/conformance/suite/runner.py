@@ -56,8 +56,8 @@ async def run_case(name: str, case, command: list[str], verbose: bool) -> Outcom
     return Outcome(name, time.monotonic() - begin, why, errors, play.protocol)
 
 
-async def run(names: list[str], command: list[str], jobs: int, verbose: bool) -> list[Outcome]:
-    """Runs the cases and prints a line for each as it ends."""
+async def run(names: list[str], command: list[str], jobs: int, verbose: bool, show=print) -> list[Outcome]:
+    """Runs the cases and shows a line for each as it ends."""
     cases, gate, outcomes = load(), asyncio.Semaphore(jobs), []
 
     async def one(name: str) -> None:
@@ -65,7 +65,7 @@ async def run(names: list[str], command: list[str], jobs: int, verbose: bool) ->
             # A task of its own: a violation cancels the case's task, not this one.
             outcome = await asyncio.ensure_future(run_case(name, cases[name], command, verbose))
         outcomes.append(outcome)
-        print(report(outcome, verbose), flush=True)
+        show(report(outcome, verbose))
 
     await asyncio.gather(*(one(name) for name in names))
     return outcomes
@@ -103,6 +103,7 @@ def main(arguments: list[str]) -> int:
         print("tests/conformance/run: " + ("no such case" if options.command else "no command to judge"), file=sys.stderr)
         return os.EX_USAGE
     begin = time.monotonic()
+    sys.stdout.reconfigure(line_buffering=True)
     outcomes = asyncio.run(run(names, options.command, options.jobs, options.verbose))
     failed = [outcome.name for outcome in outcomes if outcome.why is not None]
     print(f"\nconformance of {' '.join(options.command)}: after {time.monotonic() - begin:.0f} s")
