@@ -1,0 +1,1 @@
+"""Generated from proto/tidegate/v1; see generate.py."""
