@@ -12,7 +12,7 @@ pub(crate) const MAX_EVENTS: u32 = 1024;
 /// How many bytes of frames a ring keeps at most, though always the newest frame.
 pub(crate) const MAX_BYTES: usize = 1024 * 1024;
 /// How many bytes a viewer is handed at once, at most, unless a single frame is larger.
-const MAX_BURST: usize = 64 * 1024;
+const MAX_BURST: usize = 16 * 1024;
 /// Frames from this size on are handed out as they are: copying them costs more than another chunk.
 const COPY_BELOW: usize = 8 * 1024;
 
