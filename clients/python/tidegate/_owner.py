@@ -10,29 +10,26 @@ would have the engine assign them here again.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tidegate import _limits, _link
+from tidegate import _handling, _limits, _link
 from tidegate._engines import Backoff
 from tidegate._session import GONE, Answer, Answered, Cancel, Effect, Ended, Lost, Session
-from tidegate.context import Context, Stop, StopReason, SyncContext
-from tidegate.errors import JobFailed, JobReleased
+from tidegate.context import Context, Stop, StopReason
 from tidegate.v1 import job_pb2 as job
 from tidegate.v1 import worker_service_pb2 as wire
 
 if TYPE_CHECKING:
-    from tidegate.worker import Kind, Plan
+    from tidegate.worker import Plan
 
 logger = logging.getLogger("tidegate.worker")
 
@@ -50,7 +47,6 @@ LEAST_CANCEL_TIME = 2.0
 #: The ping interval when the engine does not say, in seconds; and the shortest that is kept.
 PING = 10.0
 LEAST_PING = 0.05
-_LEAVING = "the worker shuts down"
 
 Ticket = asyncio.Future[Answer]
 
@@ -115,10 +111,10 @@ class Owner:
             await self._until(lambda: not self._jobs, self._plan.grace)
             deadline = time.monotonic() + STOP_TIME
             for running in self._jobs.values():
-                running.tell(StopReason("shutdown", "", _LEAVING, deadline))
+                running.tell(StopReason("shutdown", "", _handling.LEAVING, deadline))
             await self._until(lambda: not self._jobs, STOP_TIME)
             for assignment in [running.assignment for running in self._jobs.values()]:
-                self._end(assignment, _released(_LEAVING))
+                self._end(assignment, _handling.released(_handling.LEAVING))
             # Until the last answer: an engine that does not know yet may assign something more.
             await self._until(self._give_back, FLUSH_TIME)
         finally:
@@ -281,37 +277,21 @@ class Owner:
         taken = len(self._jobs) if self._working else len(self._unstarted)
         kind = self._plan.kinds.get(assignment.kind)
         if taken >= self._plan.capacity:
-            self._end(assignment, _released("every slot of the worker is taken"))
+            self._end(assignment, _handling.released("every slot of the worker is taken"))
         elif not self._working:
             self._unstarted[assignment.job_id] = assignment
         elif kind is None:
-            self._end(assignment, _failed("unknown_kind", f"this worker does not run {assignment.kind!r}", False))
+            self._end(assignment, _handling.failed("unknown_kind", f"this worker does not run {assignment.kind!r}", False))
         else:
             logger.info("job %s: %s begins, attempt %d", assignment.job_id, assignment.kind, assignment.attempt)
             stop = Stop()
-            task = asyncio.create_task(self._handle(assignment, kind, stop))
+            context = Context(assignment, stop, self)
+            task = asyncio.create_task(_handling.run(context, kind.handler, kind.threaded, lambda: self._max_result))
             running = _Running(assignment, stop, task, kind.threaded)
             self._jobs[assignment.job_id] = running
             self._tasks.add(task)
             # Not the task's own last step: one that is cancelled before its first has none.
             task.add_done_callback(lambda _: self._finished(running))
-
-    async def _handle(self, assignment: wire.Assignment, kind: Kind, stop: Stop) -> wire.Report:
-        """Runs a job's handler, and says how that ended."""
-        try:
-            try:
-                value = json.loads(assignment.input_json or "{}")
-            except (ValueError, RecursionError) as error:
-                raise JobFailed("input_invalid", f"the input is not JSON: {error}") from None
-            context = Context(assignment, value, stop, self)
-            if kind.threaded:
-                sync = SyncContext(context, stop, asyncio.get_running_loop())
-                result = await _in_thread(lambda: kind.handler(sync, value), assignment.job_id)
-            else:
-                result = await kind.handler(context, value)
-            return self._completed(result)
-        except BaseException as error:
-            return self._not_completed(assignment, error, stop)
 
     def _finished(self, running: _Running) -> None:
         assignment, task = running.assignment, running.task
@@ -322,34 +302,11 @@ class Owner:
         if running.cancelled:
             outcome = wire.Report(stopped=wire.Stopped())
         elif task.cancelled():
-            outcome = _released(_LEAVING)
+            outcome = _handling.released(_handling.LEAVING)
         else:
             outcome = task.result()
         logger.info("job %s: ends with %s", assignment.job_id, outcome.WhichOneof("body"))
         self._end(assignment, outcome)
-
-    def _completed(self, result: Any) -> wire.Report:
-        try:
-            text = _limits.to_json(result)
-        except ValueError as error:
-            raise JobFailed("result_invalid", f"the result is {error}") from None
-        if why := _limits.too_large("the result", len(text.encode()), self._max_result):
-            raise JobFailed("result_too_large", why)
-        return wire.Report(complete=job.Completed(result_json=text))
-
-    def _not_completed(self, assignment: wire.Assignment, error: BaseException, stop: Stop) -> wire.Report:
-        if stop.told.is_set():
-            # Told to make room, a job may fail in any way: that says nothing about the job.
-            return _released(_LEAVING)
-        if isinstance(error, JobReleased):
-            return _released(str(error))
-        if isinstance(error, JobFailed):
-            return _failed(error.code, error.message, error.retryable)
-        # The traceback is for whoever runs the worker, not for whoever watches the job.
-        logger.error("job %s: the handler failed", assignment.job_id, exc_info=error)
-        if isinstance(error, asyncio.CancelledError):
-            return _failed("stopped", "the handler stopped although nobody told it to", True)
-        return _failed("error", f"{type(error).__name__}: {error}", True)
 
     def _end(self, assignment: wire.Assignment, outcome: wire.Report) -> None:
         """Queues the report that ends a job, and frees its slot."""
@@ -415,7 +372,7 @@ class Owner:
     def _give_back(self) -> bool:
         for assignment in list(self._unstarted.values()):
             del self._unstarted[assignment.job_id]
-            self._end(assignment, _released(_LEAVING))
+            self._end(assignment, _handling.released(_handling.LEAVING))
         return self._session.is_empty()
 
     async def _until(self, done: Callable[[], bool], seconds: float) -> None:
@@ -424,37 +381,6 @@ class Owner:
         while not done() and (left := deadline - time.monotonic()) > 0:
             self._ended.clear()
             await _wait(self._ended, left)
-
-
-async def _in_thread(work: Callable[[], Any], name: str) -> Any:
-    """Runs `work` in a thread of its own, which does not keep the process from ending.
-
-    Cancelled, this stops waiting for it; it cannot stop the thread.
-    """
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
-
-    def settle(value: Any, error: BaseException | None) -> None:
-        if not outcome.done():
-            outcome.set_result((value, error))
-
-    def run() -> None:
-        value, failure = None, None
-        try:
-            value = work()
-        except BaseException as error:
-            failure = error
-        try:
-            loop.call_soon_threadsafe(settle, value, failure)
-        except RuntimeError:
-            # The loop is closed: the worker has ended, and nobody waits.
-            pass
-
-    threading.Thread(target=run, name=f"tidegate-{name}", daemon=True).start()
-    value, failure = await outcome
-    if failure is not None:
-        raise failure
-    return value
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
@@ -467,16 +393,6 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
         await event.wait()
     finally:
         timer.cancel()
-
-
-def _released(reason: str) -> wire.Report:
-    return wire.Report(released=wire.Released(reason=_limits.cut(reason, _limits.MAX_TEXT_BYTES)))
-
-
-def _failed(code: str, message: str, retryable: bool) -> wire.Report:
-    code = _limits.cut(code, _limits.MAX_NAME_BYTES)
-    message = _limits.cut(message, _limits.MAX_TEXT_BYTES)
-    return wire.Report(fail=job.Failed(code=code, message=message, retryable=retryable))
 
 
 def _seconds(duration: Duration) -> float:

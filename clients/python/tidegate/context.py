@@ -89,11 +89,16 @@ class Reporter(Protocol):
 class _Job:
     """What both contexts know."""
 
-    def __init__(self, assignment: wire.Assignment, input: Any, stop: Stop) -> None:
+    def __init__(self, assignment: wire.Assignment, stop: Stop) -> None:
         self._job = assignment
         self._stop = stop
         #: The input, as it was submitted.
-        self.input = input
+        self.input: Any = None
+
+    @property
+    def input_json(self) -> str:
+        """The input as a JSON text."""
+        return self._job.input_json or "{}"
 
     @property
     def job_id(self) -> str:
@@ -140,8 +145,8 @@ class _Job:
 class Context(_Job):
     """A running job, for its `async` handler."""
 
-    def __init__(self, assignment: wire.Assignment, input: Any, stop: Stop, reporter: Reporter) -> None:
-        super().__init__(assignment, input, stop)
+    def __init__(self, assignment: wire.Assignment, stop: Stop, reporter: Reporter) -> None:
+        super().__init__(assignment, stop)
         self._reporter = reporter
         self._awaited = asyncio.Semaphore(_AWAITED)
 
@@ -240,8 +245,9 @@ class SyncContext(_Job):
     again, for cleaning up, unless the job was lost. Every call waits, so a job that says too much is slowed, not cut.
     """
 
-    def __init__(self, context: Context, stop: Stop, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(context._job, context.input, stop)
+    def __init__(self, context: Context, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(context._job, context._stop)
+        self.input = context.input
         self._context = context
         self._loop = loop
         self._raised = False
