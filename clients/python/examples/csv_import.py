@@ -18,12 +18,15 @@ import logging
 import pathlib
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from tidegate import JobFailed, JobReleased, SyncContext, Worker
 
-SCHEMA = {
+#: The longest line, in bytes: a binary file has lines of any length.
+MAX_LINE = 1 << 20
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "required": ["path"],
@@ -56,7 +59,9 @@ class Records:
         self._reader = csv.reader(self._lines(), strict=True)
 
     def _lines(self) -> Iterator[str]:
-        for line in self._file:
+        while line := self._file.readline(MAX_LINE):
+            if len(line) == MAX_LINE:
+                raise csv.Error(f"a line is longer than {MAX_LINE} bytes")
             start = self.offset == 0
             self.offset += len(line)
             yield line.decode("utf-8-sig" if start else "utf-8")
@@ -155,31 +160,54 @@ class Import:
         self.db.close()
 
 
-def handler(directory: pathlib.Path, database: pathlib.Path) -> Any:
-    """The handler of `csv-import-python` for files below `directory`."""
-    root = directory.resolve(strict=True)
+@dataclass(frozen=True)
+class Order:
+    """A job's input, checked."""
 
-    def csv_import(ctx: SyncContext, input: Any) -> dict[str, Any]:
-        if not isinstance(input, dict) or not isinstance(input.get("path"), str):
-            raise JobFailed("input_invalid", "path: a text is needed")
+    path: pathlib.Path
+    table: str
+    batch_rows: int
+    rows_per_second: float | None
+
+    @staticmethod
+    def of(input: Any, root: pathlib.Path) -> "Order":
+        if not isinstance(input, dict) or not isinstance(input.get("path"), str) or "\0" in input["path"]:
+            raise invalid("path: the name of a file is needed")
+        if unknown := input.keys() - SCHEMA["properties"].keys():
+            raise invalid(f"there is no field {min(unknown)!r}")
         path = (root / input["path"]).resolve()
         if not path.is_relative_to(root) or not path.is_file():
             raise JobFailed("not_found", f"there is no file {input['path']!r} below the import directory")
         table = input.get("table", re.sub(r"\W", "_", path.stem, flags=re.ASCII))
-        if not isinstance(table, str) or not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,62}", table) or table.lower() == "imports":
-            raise JobFailed("input_invalid", f"table: {table!r} cannot name a table")
+        if not isinstance(table, str) or not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,62}", table):
+            raise invalid(f"table: {table!r} cannot name a table")
+        if table.lower() == "imports" or table.lower().startswith("sqlite_"):
+            raise invalid(f"table: the name {table!r} is reserved")
         batch_rows, pace = input.get("batch_rows", 500), input.get("rows_per_second")
         if type(batch_rows) is not int or not 1 <= batch_rows <= 100_000:
-            raise JobFailed("input_invalid", "batch_rows: a whole number from 1 to 100000 is needed")
+            raise invalid("batch_rows: a whole number from 1 to 100000 is needed")
         if pace is not None and (type(pace) not in (int, float) or not pace > 0):
-            raise JobFailed("input_invalid", "rows_per_second: a number above 0 is needed")
-        with path.open("rb") as file:
-            work = Import(ctx, file, database, table)
+            raise invalid("rows_per_second: a number above 0 is needed")
+        return Order(path, table, batch_rows, pace)
+
+
+def invalid(message: str) -> JobFailed:
+    return JobFailed("input_invalid", message)
+
+
+def handler(directory: pathlib.Path, database: pathlib.Path) -> Callable[[SyncContext, Any], dict[str, Any]]:
+    """The handler of `csv-import-python` for files below `directory`."""
+    root = directory.resolve(strict=True)
+
+    def csv_import(ctx: SyncContext, input: Any) -> dict[str, Any]:
+        order = Order.of(input, root)
+        with order.path.open("rb") as file:
+            work = Import(ctx, file, database, order.table)
             try:
-                rows = work.run(batch_rows, pace)
+                rows = work.run(order.batch_rows, order.rows_per_second)
             finally:
                 work.close()
-        return {"rows": rows, "table": table, "database": database.name}
+        return {"rows": rows, "table": order.table, "database": database.name}
 
     return csv_import
 

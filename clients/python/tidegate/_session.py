@@ -209,7 +209,6 @@ class Session(Generic[T]):
         self._online = False
         self._ready.clear()
         for lease in self._leases.values():
-            lease.sent = 0
             lease.ready = False
 
     def welcomed(self, resumed: Iterable[wire.ResumedLease], lost: Iterable[wire.LeaseLost]) -> list[Effect[T]]:
