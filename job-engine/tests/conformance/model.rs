@@ -116,6 +116,10 @@ impl Ring {
         self.0.retain(|(_, members)| !members.is_empty());
     }
 
+    fn contains(&self, member: usize) -> bool {
+        self.0.iter().any(|(_, members)| members.iter().any(|(_, m)| *m == member))
+    }
+
     fn first(&self) -> Option<usize> {
         self.0.first().map(|(_, members)| members[0].1)
     }
@@ -182,9 +186,9 @@ impl Model {
                     }
                 }
                 Turn::Dequeue(member) => {
-                    let Some((lane, priority, limit)) = self.put.get(&member).copied() else { continue };
-                    // One that waits at the gate can only leave.
-                    if limit == 0 || self.inside.contains(&member) {
+                    let Some((lane, priority, _)) = self.put.get(&member).copied() else { continue };
+                    // One that waits at the gate can only leave. One that left while it was queued is queued still.
+                    if !self.waiting.contains(member) {
                         self.put.remove(&member);
                         self.queue.remove(member);
                         self.taken.remove(&member);
@@ -194,7 +198,7 @@ impl Model {
                 Turn::Leave(member) => {
                     let lane = self.put.get(&member).map_or(0, |(lane, ..)| *lane);
                     changes.push(queues::leave("g", LANES[lane], &format!("{member}")));
-                    if self.waiting.0.iter().any(|(_, members)| members.iter().any(|(_, m)| *m == member)) {
+                    if self.waiting.contains(member) {
                         self.put.remove(&member);
                     }
                     self.waiting.remove(member);
