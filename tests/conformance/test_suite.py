@@ -11,10 +11,11 @@ sys.path.insert(0, str(HERE))
 
 import broken_worker  # noqa: E402
 from suite.runner import run  # noqa: E402
-from suite.cases import load  # noqa: E402
 
 # Which case sees a fault, and what its diagnosis says.
 FAULTS = {
+    # First, because it is seen by waiting for long.
+    "loses_unanswered_reports": ("j4_an_end_that_is_not_stored_is_sent_again", "not within 30 s: the next report"),
     "says_no_name": ("hello_is_first_and_complete", "Hello has no name"),
     "reports_before_the_welcome": ("hello_is_first_and_complete", "a ping came before the Welcome"),
     "skips_a_number": ("j38_a_job_reports_everything_in_order", "expected report number 2, got report 3"),
@@ -46,8 +47,11 @@ FAULTS = {
     "names_no_leases": ("j36_a_stream_that_ends_in_order_is_opened_again", r"Hello names the leases \[\]; the worker holds"),
     "sends_answered_reports_again": ("j36_a_stream_that_ends_in_order_is_opened_again", "but the worker sent again: report 2"),
     "renumbers_reports": ("j36_a_stream_that_ends_in_order_is_opened_again", "expected report number 3, got report 4"),
-    "loses_unanswered_reports": ("j4_an_end_that_is_not_stored_is_sent_again", "not within 30 s: the next report"),
-    "stops_jobs_when_the_stream_breaks": ("j5_a_reset_connection_loses_no_report_and_no_job", 'not within 10 s: .*"went on"'),
+    "stops_jobs_when_the_stream_breaks": (
+        "j5_a_reset_connection_loses_no_report_and_no_job",
+        # Which of the two is seen first depends on how fast the worker learns of the break.
+        r'not within 10 s: .*"went on"|Hello names the leases \[\]',
+    ),
     "keeps_forgotten_leases": ("j2_a_lease_of_which_the_welcome_says_nothing_is_lost", 'not within 10 s: .*"end"'),
     "forgets_cancels_in_the_welcome": ("j12_a_cancellation_waits_in_the_welcome", 'not within 10 s: .*"stopping"'),
     "storms": ("e43_an_engine_that_is_away_is_tried_again_and_not_stormed", "no growing pause"),
@@ -69,23 +73,24 @@ def judge(names, fault=""):
 
 
 class TheSuite(unittest.TestCase):
-    def test_a_right_worker_passes_every_case(self):
-        outcomes = asyncio.run(judge(list(load())))
-        self.assertEqual({o.name: o.why for o in outcomes if o.why}, {})
-
-    def test_every_fault_is_seen_and_named(self):
+    def test_every_fault_turns_its_case_red_and_without_it_the_case_is_green(self):
         self.assertEqual(sorted(FAULTS), sorted(broken_worker.FAULTS))
 
-        async def all_faults():
-            gate = asyncio.Semaphore(4)
+        async def faulty(fault, case, gate):
+            async with gate:
+                return fault, (await judge([case], fault))[0]
 
-            async def one(fault, case):
-                async with gate:
-                    return fault, (await judge([case], fault))[0]
+        async def all_at_once():
+            # Most faults are seen by waiting, so that many at a time load no machine.
+            gate = asyncio.Semaphore(8)
+            right = asyncio.ensure_future(judge(sorted({case for case, _ in FAULTS.values()})))
+            return await asyncio.gather(*(faulty(fault, case, gate) for fault, (case, _) in FAULTS.items())), await right
 
-            return await asyncio.gather(*(one(fault, case) for fault, (case, _) in FAULTS.items()))
-
-        for fault, outcome in asyncio.run(all_faults()):
+        faults, right = asyncio.run(all_at_once())
+        for outcome in right:
+            with self.subTest(f"{outcome.name}, without a fault"):
+                self.assertIsNone(outcome.why)
+        for fault, outcome in faults:
             with self.subTest(fault):
                 self.assertIsNotNone(outcome.why, f"{outcome.name} does not see it")
                 self.assertRegex(outcome.why, re.compile(FAULTS[fault][1], re.S))

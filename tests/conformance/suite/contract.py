@@ -6,29 +6,39 @@ does not exist yet can be sent, too.
 
 import atexit
 import importlib
+import os
 import pathlib
 import shutil
 import sys
 import tempfile
 
-import grpc_tools
-from grpc_tools import protoc
-
 PROTO = pathlib.Path(__file__).resolve().parents[3] / "proto"
 
 
-def _generate():
+# Where a process that the suite starts finds the stubs, so that it need not generate them anew.
+STUBS = "CONFORMANCE_STUBS"
+
+
+def _generate() -> str:
+    import grpc_tools
+    from grpc_tools import protoc
+
     target = tempfile.mkdtemp(prefix="tidegate-stubs-")
     atexit.register(shutil.rmtree, target, ignore_errors=True)
     include = pathlib.Path(grpc_tools.__file__).parent / "_proto"
     protos = sorted(str(path) for path in PROTO.glob("tidegate/v1/*.proto"))
     if not protos or protoc.main(["protoc", f"-I{PROTO}", f"-I{include}", f"--python_out={target}", *protos]) != 0:
         raise SystemExit(f"no stubs can be generated from {PROTO}")
+    return target
+
+
+def _load():
+    target = os.environ[STUBS] = os.environ.get(STUBS) or _generate()
     sys.path.insert(0, target)
     return (importlib.import_module(f"tidegate.v1.{name}") for name in ("job_pb2", "worker_service_pb2"))
 
 
-job, v1 = _generate()
+job, v1 = _load()
 
 OK = v1.REPORT_RESULT_OK
 LEASE_LOST = v1.REPORT_RESULT_LEASE_LOST

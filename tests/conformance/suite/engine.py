@@ -197,9 +197,14 @@ class Stream:
     # -- what a case waits for -------------------------------------------------------------------------------------
 
     async def quiet(self) -> None:
-        """Waits for two more pings: by then the worker has said whatever it had to say."""
+        """Waits for two more pings: by then the worker has said whatever it had to say.
+
+        The ping interval is not to be so short that a busy machine makes this engine look silent.
+        """
         until = self.pings + 2
-        await self.play.until(lambda: self.pings >= until, "two more pings")
+        await self.play.until(lambda: self.pings >= until or self.closed.is_set(), "two more pings")
+        if self.closed.is_set():
+            self.play.fail("the worker left a stream on which the engine answered its pings")
 
     def expect_leases(self, *leases) -> None:
         """Whether Hello names exactly these."""

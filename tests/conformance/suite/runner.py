@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import inspect
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -101,6 +102,9 @@ def main(arguments: list[str]) -> int:
     if not options.command or not names or options.jobs < 1:
         parser.print_usage(sys.stderr)
         print("tests/conformance/run: " + ("no such case" if options.command else "no command to judge"), file=sys.stderr)
+        return os.EX_USAGE
+    if shutil.which(options.command[0]) is None:
+        print(f"tests/conformance/run: there is no program {options.command[0]}", file=sys.stderr)
         return os.EX_USAGE
     begin = time.monotonic()
     sys.stdout.reconfigure(line_buffering=True)

@@ -36,7 +36,7 @@ async def hello_is_first_and_complete(play: Play):
     stream.expect_leases()
     # A while in which whatever does not wait for the Welcome would come.
     await play.elapsed(0.3)
-    await stream.welcome(ping=0.3)
+    await stream.welcome(ping=1.0)
     # Nothing but pings comes from a worker without jobs; a second Hello would be a violation by itself.
     await stream.quiet()
 

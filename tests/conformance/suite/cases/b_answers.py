@@ -13,7 +13,7 @@ HALF = {"checkpoint": {"name": "half", "base64": b64(b"half")}}
 @case
 async def j3_a_checkpoint_call_waits_for_its_answer(play: Play):
     """A checkpoint call, and a custom one, return when the engine has stored the report, and not before."""
-    _, stream = await play.connected(ping=0.3)
+    _, stream = await play.connected(ping=1.0)
     lease = play.job("slow", HALF, {"print": "saved"}, {"custom": {"name": "chart", "value": 1}}, {"print": "shown"}, {"complete": 1})
     await stream.assign(lease)
     for kind, printed in (("checkpoint", "saved"), ("custom", "shown")):
@@ -75,7 +75,7 @@ async def a_rejected_result_becomes_a_failure(play: Play):
 @case
 async def j1_answers_for_another_token_are_ignored(play: Play):
     """An answer that carries another lease's token answers nothing."""
-    _, stream = await play.connected(ping=0.3)
+    _, stream = await play.connected(ping=1.0)
     lease = play.job("mine", HALF, {"print": "saved"})
     await stream.assign(lease)
     report = await lease.report("checkpoint")

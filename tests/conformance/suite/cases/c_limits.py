@@ -89,7 +89,7 @@ async def reserved_names_are_refused(play: Play):
 async def e36_a_flood_waits_for_a_slow_engine(play: Play):
     """80 MB of log lines that nobody answers: the memory stays bounded, and every line comes in the end, or its loss is said."""
     _, stream = await play.connected(ping=1.0)
-    lines, size = 20_000, 4096
+    lines, size = 5_000, 16_000
     await play.runs_another(stream, "the worker is to be warm")
     warm = play.worker.memory()
     lease = play.job("flood", {"flood": {"logs": lines, "bytes": size}}, {"complete": "flooded"})
@@ -112,7 +112,7 @@ async def e36_a_flood_waits_for_a_slow_engine(play: Play):
 async def e36_a_flood_waits_for_an_engine_that_does_not_read(play: Play):
     """The same while the engine does not even read: bounded memory, and nothing vanishes in silence."""
     _, stream = await play.connected(ping=20.0)
-    lines, size = 20_000, 4096
+    lines, size = 5_000, 16_000
     await play.runs_another(stream, "the worker is to be warm")
     warm = play.worker.memory()
     lease = play.job("flood", {"flood": {"logs": lines, "bytes": size}}, {"complete": "flooded"})

@@ -79,7 +79,7 @@ async def j36_a_draining_engine_is_left_when_the_jobs_are_done(play: Play):
     one, two = await play.engine(), await play.engine()
     await play.start(one, two)
     stream, _, other = await first_of(play, one, two)
-    await stream.welcome(ping=0.5)
+    await stream.welcome(ping=1.0)
     gate = play.gate()
     lease = await begun(play, stream, {"await_file": str(gate)}, HALF, {"complete": 1})
     await stream.drain(60)
@@ -144,7 +144,7 @@ async def an_idle_worker_exits_although_no_engine_is_there(play: Play):
 @case
 async def a_leaving_worker_finishes_its_jobs_within_the_grace_time(play: Play):
     """SIGTERM with a job in hand: it may finish, nothing new is begun, the end is answered before the exit, code 0."""
-    _, stream = await play.connected(capacity=1, grace=30, ping=0.5)
+    _, stream = await play.connected(capacity=1, grace=30, ping=1.0)
     gate = play.gate()
     lease = await begun(play, stream, {"await_file": str(gate)}, HALF, {"complete": "finished"})
     play.worker.terminate()
@@ -190,7 +190,7 @@ async def a_leaving_worker_gives_back_a_job_that_does_not_listen(play: Play):
 @case
 async def an_assignment_to_a_leaving_worker_is_given_back(play: Play):
     """A job that crosses the SIGTERM on its way is not begun, and is given back in the end."""
-    _, stream = await play.connected(capacity=2, grace=30, ping=0.5)
+    _, stream = await play.connected(capacity=2, grace=30, ping=1.0)
     gate = play.gate()
     first = await begun(play, stream, {"await_file": str(gate)}, name="first")
     play.worker.terminate()
