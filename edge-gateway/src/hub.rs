@@ -206,14 +206,14 @@ impl Hub {
     fn open(&self, job: &Job, from: &Cursor) {
         let mut state = self.state.lock();
         let known = !state.epoch.is_empty();
-        // Another log under the same id, or the same one without its tail: what viewers have seen is void.
+        // Another log under the same id, or the same one without its tail: what viewers have seen of it is lost.
         let reset = known && (*state.epoch != *from.epoch || from.seq + 1 < state.ring.next());
         if !known || reset || state.ring.next() != from.seq + 1 {
             state.ring.restart(from.seq + 1);
         }
         if reset {
             let after = Cursor::new(job.first_seq.max(1) - 1, from.epoch.as_str());
-            state.reset = (sse::gap(1, &after, "reset", Some(job)), after.seq);
+            state.reset = (sse::gap(1, &after, "lost", Some(job)), after.seq);
             state.generation = state.generation.wrapping_add(1);
             state.head = 0;
             self.history.forget();

@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use crate::{job::machine::Rules, store::embedded::Durability};
+use crate::{
+    job::machine::Rules,
+    store::{embedded::Durability, redis::Acknowledge},
+};
 
 /// What an engine is told at its start.
 #[derive(Clone, Debug, Args)]
@@ -55,13 +58,18 @@ pub struct LogConfig {
     #[arg(long, env = "TIDEGATE_DATA_DIR", default_value = "./tidegate-data", value_name = "DIR")]
     pub data_dir: PathBuf,
 
-    /// Keep the event log in Redis or Valkey instead: redis://[user:password@]host[:port][/db].
+    /// Keep the event log in Redis or Valkey instead: redis://[user:password@]host[:port][/db], or, where Sentinel
+    /// watches over it, redis+sentinel://[user:password@]host[:port][,host[:port]...]/master-name[?db=0].
     #[arg(long, env = "TIDEGATE_REDIS", value_name = "URL", hide_env_values = true)]
     pub redis: Option<String>,
 
     /// The prefix of every key in Redis; engines that share it share their jobs.
     #[arg(long, env = "TIDEGATE_REDIS_NAMESPACE", default_value = "tidegate", value_name = "NAME")]
     pub redis_namespace: String,
+
+    /// What Redis must have done before a report or a submission is answered.
+    #[arg(long, env = "TIDEGATE_ACKNOWLEDGE", default_value = "memory", value_name = "LEVEL")]
+    pub acknowledge: AcknowledgeLevel,
 
     /// What the embedded event log waits for before it answers.
     #[arg(long, env = "TIDEGATE_DURABILITY", default_value = "sync", value_name = "LEVEL")]
@@ -75,6 +83,27 @@ pub enum DurabilityLevel {
     Sync,
     /// A crash of the process, but not of the machine: events are with the operating system.
     Buffer,
+}
+
+/// What an acknowledged event survives on Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AcknowledgeLevel {
+    /// What Redis's own settings make of its answer; a failover may lose the last moments, which readers are told.
+    Memory,
+    /// A power cut of Redis's machine: its append-only file is synced (Redis 7.2, or `appendfsync always`).
+    Fsync,
+    /// The loss of Redis's machine: a replica has it.
+    Replica,
+}
+
+impl From<AcknowledgeLevel> for Acknowledge {
+    fn from(level: AcknowledgeLevel) -> Self {
+        match level {
+            AcknowledgeLevel::Memory => Acknowledge::Memory,
+            AcknowledgeLevel::Fsync => Acknowledge::Fsync,
+            AcknowledgeLevel::Replica => Acknowledge::Replica,
+        }
+    }
 }
 
 impl From<DurabilityLevel> for Durability {
@@ -98,7 +127,11 @@ impl Config {
             })
         };
         let addresses = [("--grpc-listen", self.grpc_listen), ("--admin-listen", self.admin_listen)];
-        let errors: Vec<String> = addresses.into_iter().filter_map(open).collect();
+        let mut errors: Vec<String> = addresses.into_iter().filter_map(open).collect();
+        if self.log.redis.is_none() && self.log.acknowledge != AcknowledgeLevel::Memory {
+            errors
+                .push("--acknowledge is for --redis; what the embedded log survives is --durability".into());
+        }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 

@@ -17,6 +17,7 @@ use crate::{
     kinds,
     session::Assigned,
     store::{IndexChange, StoreError},
+    vitals::Pulse,
 };
 
 /// How long what was taken or claimed is hidden from other engines.
@@ -29,9 +30,11 @@ const ROUND: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_millis(500);
 
 /// Assigns queued jobs, for ever.
-pub async fn assign(engine: Arc<Engine>) {
+pub async fn assign(engine: Arc<Engine>, pulse: Pulse) {
     loop {
+        pulse.rest();
         for kind in engine.registry.dirty().await {
+            pulse.beat();
             loop {
                 let free = engine.registry.free(&kind).min(CLAIM);
                 if free == 0 || engine.draining.is_cancelled() {
@@ -87,18 +90,28 @@ pub async fn give_back(engine: &Engine, (record, head, _slot, _follow): Assigned
 }
 
 /// Acts on expired leases, overdue cancellations, due jobs and ended retentions, for ever.
-pub async fn sweep(engine: Arc<Engine>) {
+pub async fn sweep(engine: Arc<Engine>, pulse: Pulse) {
     let mut refreshed = Instant::now();
     // Workers could not renew their leases while this engine or the log was away: give them the time to.
     let mut leases_from = Instant::now() + engine.rules.lease;
     loop {
+        let rested = Instant::now();
         tokio::time::sleep(SWEEP.mul_f64(rand::random_range(0.8..1.2))).await;
+        pulse.beat();
+        if rested.elapsed() > SWEEP * 2 + stall(&engine) {
+            leases_from = Instant::now() + engine.rules.lease;
+        }
         for index in [index::LEASES, index::CANCELS, index::SCHEDULED, index::EXPIRIES] {
             if index == index::LEASES && Instant::now() < leases_from {
                 continue;
             }
+            let begun = Instant::now();
             if let Err(error) = sweep_index(&engine, index).await {
                 tracing::warn!(index, %error, "cannot look at what is due");
+                leases_from = Instant::now() + engine.rules.lease;
+            }
+            // The log stood still, or this process did: renewals, too.
+            if begun.elapsed() > ROUND + stall(&engine) {
                 leases_from = Instant::now() + engine.rules.lease;
             }
         }
@@ -114,11 +127,22 @@ pub async fn sweep(engine: Arc<Engine>) {
     }
 }
 
+/// A call to the log that takes longer than this stands for a stall, during which no lease could be renewed.
+fn stall(engine: &Engine) -> Duration {
+    engine.rules.lease / 4
+}
+
 /// Acts on everything that is due in an index, for a while; the rest waits for the next round.
 async fn sweep_index(engine: &Engine, index: &str) -> Result<(), StoreError> {
     let until = Instant::now() + ROUND;
     loop {
+        let begun = Instant::now();
         let members = engine.store.claim(index, CLAIM, HOLD).await?;
+        if index == index::LEASES && begun.elapsed() > stall(engine) {
+            return Err(StoreError::Unavailable(
+                "the log stood still; leases are given time to be renewed".into(),
+            ));
+        }
         join_all(members.iter().map(|member| sweep_one(engine, index, member))).await;
         if members.len() < CLAIM || Instant::now() > until {
             return Ok(());

@@ -64,7 +64,9 @@ impl Engine {
             None => None,
         };
         if let Some(reserved) = reserved.as_ref().filter(|r| r.was_made()) {
-            return Ok((self.get(Some(&submission.caller), &reserved.job_id).await?.0.job, false));
+            let job = self.get(Some(&submission.caller), &reserved.job_id).await?.0.job;
+            self.confirm(&job).await?;
+            return Ok((job, false));
         }
         let new = NewJob {
             job_id: reserved.as_ref().map_or_else(new_job_id, |r| r.job_id.clone()),
@@ -84,6 +86,7 @@ impl Engine {
         if let Some(reserved) = reserved {
             reserved.made(&*self.store).await?;
         }
+        self.confirm(&made.0).await?;
         Ok(made)
     }
 
@@ -198,7 +201,15 @@ impl Engine {
         command: impl FnMut(&mut Draft<'_>) -> Result<(), Refusal> + Send,
     ) -> Result<Job, EngineError> {
         let (record, head) = self.get(caller, job_id).await?;
-        Ok(self.transact(record, head, command).await?.0.job)
+        let job = self.transact(record, head, command).await?.0.job;
+        self.confirm(&job).await?;
+        Ok(job)
+    }
+
+    /// Waits until a job, as it is told to somebody, survives what the log is set up to survive.
+    async fn confirm(&self, job: &Job) -> Result<(), EngineError> {
+        let head = Head { seq: job.last_seq, epoch: job.epoch.clone() };
+        Ok(self.store.confirm(&job.job_id, &head).await?)
     }
 
     /// Tries a command on a job until it is committed, refused, or the job is gone; conflicts are tried again on what

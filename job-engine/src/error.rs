@@ -74,6 +74,8 @@ impl From<EngineError> for Status {
             EngineError::IdempotencyConflict => (Code::AlreadyExists, "IDEMPOTENCY_CONFLICT"),
             EngineError::Store(StoreError::Full(_)) => (Code::ResourceExhausted, "RESOURCE_EXHAUSTED"),
             EngineError::Store(StoreError::Unavailable(_)) => (Code::Unavailable, "STORE_UNAVAILABLE"),
+            EngineError::Store(StoreError::Unconfirmed(_)) => (Code::Unavailable, "NOT_CONFIRMED"),
+            EngineError::Store(StoreError::Unfit(_)) => (Code::Unavailable, "STORE_UNFIT"),
             EngineError::Store(StoreError::Damaged(_)) => (Code::Internal, "STORE_DAMAGED"),
             EngineError::Draining => (Code::Unavailable, "DRAINING"),
         };

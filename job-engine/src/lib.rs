@@ -20,4 +20,5 @@ pub mod server;
 pub mod session;
 pub mod store;
 pub mod submission;
+pub mod vitals;
 pub mod watch;

@@ -4,7 +4,9 @@
 //! meanwhile at once. When somebody else changed the job (a cancellation from another engine, the sweeper), the commit
 //! conflicts, and the same reports are tried on what is there now: the state machine decides, not the order of arrival.
 //!
-//! Invariant: a report is answered only after its commit. While the store is away reports wait, unanswered.
+//! Invariant: a report is answered only after its commit, and after that survives what the engine is set up to survive.
+//! While the store is away reports wait, unanswered. When the store has lost events of the job, the owner's memory of it
+//! goes on ([`Draft::after_loss`]), under a fresh epoch, unless somebody else has been given the job meanwhile.
 //! Progress is merged here: reports closer together than the interval become one event, the last value always
 //! before whatever follows it.
 
@@ -17,7 +19,7 @@ use tidegate_proto::v1::{
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, new_epoch},
     follow::Follow,
     job::{
         JobRecord,
@@ -36,8 +38,13 @@ const MAILBOX: usize = 64;
 /// A leased job in the hands of this engine.
 pub struct Owner {
     engine: Arc<Engine>,
+    /// Without its input.
     record: JobRecord,
+    /// The job's input, in case it has to be stored again.
+    input: String,
     head: Head,
+    /// Of the store, when the job was last known to be there.
+    generation: u64,
     token: String,
     follow: Follow,
     outbox: mpsc::Sender<WorkResponse>,
@@ -72,11 +79,13 @@ impl Owner {
         outbox: mpsc::Sender<WorkResponse>,
     ) -> Mailbox {
         let (mailbox, reports) = mpsc::channel(MAILBOX);
-        // The worker has it; without it the record is small, whatever is done with it.
-        record.job.input_json = String::new();
+        // Without it the record is small, whatever is done with it.
+        let input = std::mem::take(&mut record.job.input_json);
         let token = record.lease.as_ref().map(|l| l.token.clone()).unwrap_or_default();
         let owner = Owner {
+            generation: engine.store.generation(),
             engine,
+            input,
             head,
             token,
             follow,
@@ -169,13 +178,13 @@ impl Owner {
                     self.head = head;
                     break answers;
                 }
-                Ok(CommitOutcome::Conflict(Some(now))) => {
-                    self.replace(now)?;
-                }
-                Ok(CommitOutcome::Conflict(None)) => return Err(End::Lost("the job is gone")),
+                Ok(CommitOutcome::Conflict(now)) => self.accept(now).await?,
                 Err(error) => self.wait_for_store(&error).await?,
             }
         };
+        if answers.iter().any(Result::is_ok) {
+            self.confirm().await?;
+        }
         let by_report = answers.iter().any(Result::is_ok);
         for (report, answer) in reports.iter().zip(answers) {
             self.say(Message::Ack(ack(report, answer))).await;
@@ -187,12 +196,11 @@ impl Owner {
     async fn look(&mut self) -> Result<(), End> {
         match self.engine.store.load(vec![self.record.job.job_id.clone()]).await {
             Ok(mut found) => match found.pop().flatten() {
-                Some(now) if now.head != self.head => {
-                    self.replace(now)?;
+                Some(now) if now.head == self.head => Ok(()),
+                now => {
+                    self.accept(now).await?;
                     self.judge(false).await
                 }
-                Some(_) => Ok(()),
-                None => Err(End::Lost("the job is gone")),
             },
             Err(error) => {
                 tracing::debug!(%error, "cannot look at a leased job");
@@ -201,11 +209,65 @@ impl Owner {
         }
     }
 
-    /// Takes what is stored for what the job is.
-    fn replace(&mut self, now: Snapshot) -> Result<(), End> {
-        self.record = JobRecord::decode_snapshot(&now).map_err(|_| End::Lost("the job is damaged"))?;
-        self.record.job.input_json = String::new();
-        self.head = now.head;
+    /// Takes over the job as it is stored now, unless what is stored can only be explained by a loss: then the memory
+    /// of the job is stored.
+    async fn accept(&mut self, mut now: Option<Snapshot>) -> Result<(), End> {
+        let engine = self.engine.clone();
+        loop {
+            let generation = engine.store.generation();
+            let stored = match now {
+                None if generation == self.generation => return Err(End::Lost("the job is gone")),
+                None => None,
+                Some(now) => {
+                    let mut record =
+                        JobRecord::decode_snapshot(&now).map_err(|_| End::Lost("the job is damaged"))?;
+                    record.job.input_json = String::new();
+                    if !self.is_behind(&record, &now.head) {
+                        (self.record, self.head, self.generation) = (record, now.head, generation);
+                        return Ok(());
+                    }
+                    Some((record, now.head))
+                }
+            };
+            let mut memory = self.record.clone();
+            if stored.is_none() {
+                memory.job.input_json.clone_from(&self.input);
+            }
+            let mut draft =
+                Draft::after_loss(memory, stored, new_epoch(), &engine.rules, engine.store.now_ms());
+            now = loop {
+                match engine.store.commit(draft.commit()).await {
+                    Ok(CommitOutcome::Committed(head)) => {
+                        draft.record.job.input_json = String::new();
+                        tracing::error!(
+                            job_id = draft.record.job.job_id,
+                            "the event log has lost events of a job"
+                        );
+                        (self.record, self.head, self.generation) = (draft.record, head, generation);
+                        return Ok(());
+                    }
+                    Ok(CommitOutcome::Conflict(now)) => break now,
+                    Err(error) => self.wait_for_store(&error).await?,
+                }
+            };
+        }
+    }
+
+    /// Whether the stored job, of the same log, is not one that came after the one in memory: its head went back, or
+    /// the same attempt was granted twice.
+    fn is_behind(&self, stored: &JobRecord, head: &Head) -> bool {
+        let token = |record: &JobRecord| record.lease.as_ref().map(|lease| lease.token.clone());
+        let twice = stored.job.attempt == self.record.job.attempt && token(stored) != token(&self.record);
+        head.epoch == self.head.epoch && (head.seq < self.head.seq || twice)
+    }
+
+    /// Waits until what is committed may be promised.
+    async fn confirm(&mut self) -> Result<(), End> {
+        let engine = self.engine.clone();
+        while let Err(error) = engine.store.confirm(&self.record.job.job_id, &self.head).await {
+            self.wait_for_store(&error).await?;
+            self.look().await?;
+        }
         Ok(())
     }
 

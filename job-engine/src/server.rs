@@ -32,10 +32,14 @@ use crate::{
         embedded::EmbeddedStore,
         redis::{RedisOptions, RedisStore},
     },
+    vitals::Vitals,
 };
 
 /// How often gRPC health is looked after.
 const HEALTH_EVERY: Duration = Duration::from_secs(2);
+/// How long the sweeper, or the assigner, may be busy with one round before the engine counts as not ready: longer
+/// than every call of the store in it together.
+const STUCK: Duration = Duration::from_secs(120);
 /// How long streams have to end after a stop before the process stops waiting for them.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -80,7 +84,11 @@ pub fn stop_on_signal() -> std::io::Result<CancellationToken> {
 
 async fn open_log(config: &LogConfig) -> anyhow::Result<Arc<dyn Store>> {
     if let Some(url) = &config.redis {
-        let options = RedisOptions { namespace: config.redis_namespace.clone(), ..RedisOptions::new(url) };
+        let options = RedisOptions {
+            namespace: config.redis_namespace.clone(),
+            acknowledge: config.acknowledge.into(),
+            ..RedisOptions::new(url)
+        };
         let store = RedisStore::connect(&options).await;
         return Ok(Arc::new(store.map_err(|e| anyhow::anyhow!("cannot use Redis (--redis): {e}"))?));
     }
@@ -110,12 +118,12 @@ impl Bound {
             None => registry.touch(&registry.kinds()),
         };
         let (reporter, health) = tonic_health::server::health_reporter();
-        let mut loops = JoinSet::new();
+        let (mut loops, vitals) = (JoinSet::new(), Vitals::default());
         loops.spawn(engine.followers.clone().distribute(engine.store.hints(), on_index));
-        loops.spawn(dispatch::assign(engine.clone()));
-        loops.spawn(dispatch::sweep(engine.clone()));
-        loops.spawn(admin(self.admin, engine.clone()));
-        loops.spawn(report_health(reporter.clone(), engine.clone()));
+        loops.spawn(dispatch::assign(engine.clone(), vitals.pulse("the dispatcher", STUCK)));
+        loops.spawn(dispatch::sweep(engine.clone(), vitals.pulse("the sweeper", STUCK)));
+        loops.spawn(admin(self.admin, engine.clone(), vitals.clone()));
+        loops.spawn(report_health(reporter.clone(), engine.clone(), vitals));
 
         let services = Services(engine.clone());
         let reflection = || {
@@ -170,9 +178,9 @@ impl Bound {
 }
 
 /// Keeps gRPC health at what the engine can do.
-async fn report_health(reporter: HealthReporter, engine: Arc<Engine>) {
+async fn report_health(reporter: HealthReporter, engine: Arc<Engine>, vitals: Vitals) {
     loop {
-        let ready = readiness(&engine).await.is_ok();
+        let ready = readiness(&engine, &vitals).await.is_ok();
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in ["", JobServiceServer::<Services>::NAME, WorkerServiceServer::<Services>::NAME] {
             reporter.set_service_status(service, status).await;
@@ -185,10 +193,11 @@ async fn report_health(reporter: HealthReporter, engine: Arc<Engine>) {
 }
 
 /// Whether the engine can do its work; else why not.
-async fn readiness(engine: &Engine) -> Result<(), String> {
+async fn readiness(engine: &Engine, vitals: &Vitals) -> Result<(), String> {
     if engine.draining.is_cancelled() {
         return Err("draining".to_owned());
     }
+    vitals.check()?;
     match tokio::time::timeout(Duration::from_secs(2), engine.store.ping()).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
         Err(_) => Err("the event log does not answer".to_owned()),
@@ -196,11 +205,11 @@ async fn readiness(engine: &Engine) -> Result<(), String> {
 }
 
 /// Serves /healthz (the process lives) and /readyz (it can do its work, or says why not).
-async fn admin(listener: TcpListener, engine: Arc<Engine>) {
+async fn admin(listener: TcpListener, engine: Arc<Engine>, vitals: Vitals) {
     let ready = move || {
-        let engine = engine.clone();
+        let (engine, vitals) = (engine.clone(), vitals.clone());
         async move {
-            match readiness(&engine).await {
+            match readiness(&engine, &vitals).await {
                 Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
                 Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             }

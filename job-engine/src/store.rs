@@ -81,6 +81,14 @@ pub enum Expect {
     },
     /// The stream at exactly this head.
     At(Head),
+    /// The stream at exactly this head, which goes on under another epoch: for a stream that has lost events, so that
+    /// nothing that named them is taken to name their successors.
+    Lost {
+        /// The head, as it is after the loss.
+        at: Head,
+        /// The epoch from here on.
+        epoch: String,
+    },
 }
 
 /// A change to an index, a queue or a gate.
@@ -216,6 +224,12 @@ pub enum StoreError {
     /// The store refused for want of space; nothing was changed.
     #[error("the event log is full: {0}")]
     Full(String),
+    /// It was accepted, but is not known to be as durable as was asked for; repeating the call is safe.
+    #[error("accepted, but not confirmed: {0}")]
+    Unconfirmed(String),
+    /// The store must not be used as it is set up; the text says what to change.
+    #[error("the event log cannot be used: {0}")]
+    Unfit(String),
     /// What is stored cannot be understood.
     #[error("the event log is damaged: {0}")]
     Damaged(String),
@@ -270,8 +284,25 @@ pub trait Store: Send + Sync + 'static {
     /// Hints from now on, of every stream and index, including those of other processes.
     fn hints(&self) -> broadcast::Receiver<Hint>;
 
-    /// Whether the store answers, for readiness.
+    /// Whether the store answers, and everything it needs is alive; asked once, for readiness.
     fn ping(&self) -> Answer<'_, ()>;
+
+    /// Answers once the stream, with at least this head, survives what the store is set up to survive. A commit that
+    /// was answered is visible to everybody; only what is confirmed may be promised to anybody. By default both are
+    /// the same.
+    ///
+    /// # Errors
+    /// `Unconfirmed` when that cannot be had in time, or the stream has lost that head meanwhile.
+    fn confirm(&self, stream: &str, at: &Head) -> Answer<'_, ()> {
+        let _ = (stream, at);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Grows whenever the log may have lost something that was committed: its server was replaced, restarted or
+    /// emptied. A stream that is gone although nobody may have deleted it was lost if this has grown meanwhile.
+    fn generation(&self) -> u64 {
+        0
+    }
 }
 
 /// How many hints may wait for a slow listener before it is told [`Hint::Lost`] by way of a lagging receiver.

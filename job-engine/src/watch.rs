@@ -3,7 +3,8 @@
 //! The seam is simple because there is only one source: the reader is registered with the bells first, then the log is
 //! read from the cursor, page by page, and read again whenever the bell rings. Nothing is ever taken from a hint, so
 //! nothing can be missed, doubled or reordered by one. A log that lost its beginning, or is another log than the
-//! cursor's, is announced by a gap.
+//! cursor's, is announced by a gap. So is one that lost its end, but not at once: whoever wrote it may be about to write
+//! it again, and then nothing has happened.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,13 +23,15 @@ use crate::{
     engine::Engine,
     error::EngineError,
     job::JobRecord,
-    store::{Entry, StoreError},
+    store::{Entry, Page, StoreError},
 };
 
 /// How many events one read of the log takes.
 const PAGE: usize = 256;
 /// After how many bytes a page ends.
 pub const PAGE_BYTES: usize = 256 * 1024;
+/// How long events that were there and are not any more may take to come back.
+const MEND: Duration = Duration::from_millis(3500);
 /// How long a stream stays silent.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
@@ -77,7 +80,20 @@ pub async fn open(
     };
     // Registered before the first read: whatever comes after that read rings.
     let mut follow = engine.followers.follow(&request.job_id);
-    let (record, head) = engine.get(request.caller.as_ref(), &request.job_id).await?;
+    let until = Instant::now() + MEND;
+    let (record, head) = loop {
+        let found = engine.get(request.caller.as_ref(), &request.job_id).await;
+        // What a returning reader has seen may be missing only for a moment, if something was lost at all.
+        let missing = engine.store.generation() > 0
+            && cursor.as_ref().is_some_and(|cursor| match &found {
+                Ok((_, head)) => cursor.epoch == head.epoch && cursor.seq > head.seq,
+                Err(error) => matches!(error, EngineError::NotFound),
+            });
+        if !missing || Instant::now() >= until {
+            break found?;
+        }
+        let _ = tokio::time::timeout_at(until, follow.changed(0)).await;
+    };
     let start = start(cursor.as_ref(), u64::from(request.tail), record.job.first_seq, head.seq, &head.epoch);
     let (out, stream) = mpsc::channel(64);
     engine.tasks.clone().spawn(async move {
@@ -88,6 +104,7 @@ pub async fn open(
             epoch: head.epoch,
             after: start.after,
             ended: false,
+            missing: None,
             out,
         };
         let end = tokio::select! {
@@ -108,6 +125,8 @@ struct Reader {
     after: u64,
     /// Whether the event `after` is terminal.
     ended: bool,
+    /// Since when events that were sent are not in the log.
+    missing: Option<Instant>,
     out: Out,
 }
 
@@ -150,8 +169,10 @@ impl Reader {
                         }
                     }
                     let out = self.out.clone();
+                    let mended = self.missing.map_or_else(Instant::now, |since| since + MEND);
                     tokio::select! {
                         () = follow.changed(self.after) => {}
+                        () = tokio::time::sleep_until(mended), if self.missing.is_some() => {}
                         () = out.closed() => return Ok(()),
                     }
                 }
@@ -162,15 +183,22 @@ impl Reader {
 
     /// Sends the next page; says how many events it had.
     async fn page(&mut self) -> Result<Result<usize, Gone>, EngineError> {
-        let page = match self.engine.store.read(&self.job_id, self.after, PAGE, PAGE_BYTES).await {
-            Ok(Some(page)) => page,
-            Ok(None) => return Err(EngineError::NotFound),
-            Err(error) => return Err(error.into()),
-        };
+        let page = self.engine.store.read(&self.job_id, self.after, PAGE, PAGE_BYTES).await?;
+        let behind = |page: &Page| page.head.epoch == self.epoch && page.head.seq < self.after;
+        // Only a finished job can be deleted.
+        if page.as_ref().map_or(!self.ended, behind) {
+            if self.missing.get_or_insert_with(Instant::now).elapsed() < MEND {
+                return Ok(Ok(0));
+            }
+        } else {
+            self.missing = None;
+        }
+        let Some(page) = page else { return Err(EngineError::NotFound) };
         let oldest = page.first_seq.saturating_sub(1);
         let reset = page.head.epoch != self.epoch || page.head.seq < self.after;
         if reset || oldest > self.after {
-            let (from, reason) = if reset { (1, "reset") } else { (self.after + 1, "trimmed") };
+            let (from, reason) = if reset { (1, "lost") } else { (self.after + 1, "trimmed") };
+            self.missing = None;
             let (record, _) = self.engine.get(None, &self.job_id).await?;
             self.epoch.clone_from(&page.head.epoch);
             self.after = oldest;

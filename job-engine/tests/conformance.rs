@@ -3,10 +3,16 @@
 
 #[path = "conformance/crash.rs"]
 mod crash;
+#[path = "conformance/faults.rs"]
+mod faults;
+#[path = "conformance/loss.rs"]
+mod loss;
 #[path = "conformance/model.rs"]
 mod model;
 #[path = "conformance/outage.rs"]
 mod outage;
+#[path = "conformance/proxy.rs"]
+mod proxy;
 #[path = "conformance/queues.rs"]
 mod queues;
 #[path = "conformance/redis_server.rs"]

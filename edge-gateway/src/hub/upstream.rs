@@ -120,7 +120,7 @@ async fn gather(
     message: WatchJobResponse,
     batch: &mut Vec<(Bytes, Event)>,
 ) -> Result<bool, Status> {
-    let (mut expected, epoch) = hub.expected();
+    let (mut expected, mut epoch) = hub.expected();
     let mut message = Some(message);
     loop {
         match message.take().and_then(|m| m.message) {
@@ -137,8 +137,14 @@ async fn gather(
             }
             Some(Message::Gap(gap)) => {
                 hub.publish(batch);
-                hub.skip(gap.to_seq);
-                expected = hub.expected().0;
+                match &gap.snapshot {
+                    // The log lost events that were published, or is another one: it is read again from here.
+                    Some(job) if *job.epoch != *epoch || gap.to_seq + 1 < expected => {
+                        hub.open(job, &Cursor::new(gap.to_seq, job.epoch.as_str()));
+                    }
+                    _ => hub.skip(gap.to_seq),
+                }
+                (expected, epoch) = hub.expected();
             }
             Some(Message::Opened(_)) => {
                 return Err(Status::unavailable("WatchOpened in the middle of a log"));

@@ -75,7 +75,7 @@ async fn j24_a_lost_log_resets_all_viewers_in_band() {
     for answer in [&mut first, &mut second] {
         let gap = answer.expect("gap").await;
         assert_eq!(gap.id.as_deref(), Some("0-n3wlog"));
-        assert_eq!(gap.json()["reason"], "reset");
+        assert_eq!(gap.json()["reason"], "lost");
         let events = answer.take(2).await;
         assert_eq!(events[1].id.as_deref(), Some("2-n3wlog"));
     }
@@ -88,13 +88,27 @@ async fn j24_a_lost_log_resets_all_viewers_in_band() {
 }
 
 #[tokio::test]
+async fn j24_a_loss_that_is_told_within_the_stream_reaches_all_viewers() {
+    let engine = ScriptedEngine::start();
+    let edge = Edge::start(&engine);
+    engine.log_to(5);
+    let mut answer = viewer(&edge, 5).await;
+    engine.lose_log_in_band("n3wlog", 3);
+    let gap = answer.expect("gap").await;
+    assert_eq!((gap.id.as_deref(), gap.json()["reason"].as_str()), (Some("0-n3wlog"), Some("lost")));
+    assert_eq!(answer.take(3).await[2].id.as_deref(), Some("3-n3wlog"));
+    engine.append(log("it goes on"));
+    assert_eq!(answer.take(1).await[0].id.as_deref(), Some("4-n3wlog"));
+}
+
+#[tokio::test]
 async fn j23_a_lost_tail_voids_what_viewers_have_seen_of_it() {
     let engine = ScriptedEngine::start();
     let edge = Edge::start(&engine);
     engine.log_to(9);
     let mut answer = viewer(&edge, 9).await;
     engine.lose_tail(4);
-    assert_eq!(answer.expect("gap").await.json()["reason"], "reset");
+    assert_eq!(answer.expect("gap").await.json()["reason"], "lost");
     engine.append(log("another fifth event"));
     let events = answer.take(5).await;
     assert_eq!(numbers(&events), [1, 2, 3, 4, 5]);

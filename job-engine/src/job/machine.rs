@@ -15,6 +15,7 @@
 //! cancellation was accepted a job never completes, fails or runs again by itself; a job is in exactly the indexes
 //! that its state asks for; a report counts only under the current lease's token, and only once.
 
+mod loss;
 mod reports;
 #[cfg(test)]
 mod tests;
@@ -136,10 +137,7 @@ impl<'r> Draft<'r> {
         let record = JobRecord { job, ring: LogRing::default(), ..JobRecord::default() };
         let mut draft =
             Draft { record, rules, now_ms, expect, first_seq: 1, events: Vec::new(), index: Vec::new() };
-        let id = draft.record.job.job_id.clone();
-        let owned = index::jobs_of(&draft.record.job.tenant, &draft.record.job.owner);
-        draft.put(index::ALL_JOBS, id.clone(), Duration::ZERO);
-        draft.put(owned, id, Duration::ZERO);
+        draft.list();
         if delay.is_zero() {
             draft.enqueue("");
         } else {
@@ -315,6 +313,14 @@ impl<'r> Draft<'r> {
 
     fn options(&self) -> JobOptions {
         self.record.job.options.unwrap_or_default()
+    }
+
+    /// Puts a new job into the lists that it stays in for as long as it exists.
+    fn list(&mut self) {
+        let Job { job_id, tenant, owner, .. } = &self.record.job;
+        let (id, owned) = (job_id.clone(), index::jobs_of(tenant, owner));
+        self.put(index::ALL_JOBS, id.clone(), Duration::ZERO);
+        self.put(owned, id, Duration::ZERO);
     }
 
     fn enqueue(&mut self, reason: &str) {

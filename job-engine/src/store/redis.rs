@@ -5,16 +5,22 @@
 //! `{ns}l:<stream>` Redis stream, entry id `<seq>-0` (which Redis refuses unless it grows), field `d`;
 //! `{ns}i:<index>` sorted set, score = due time in ms on the server's clock; `{ns}w` pub/sub channel of hints;
 //! `{ns}q:…` and `{ns}g:…` queues and gates, see `queues.lua`.
+//! `{ns}o` token of the log's origin ([`origin`]); `{ns}m` what is written to be waited for ([`confirm`]).
 //!
 //! Invariant: every change happens inside one run of a Lua script, so whole or not at all; one run makes many
 //! changes that have nothing to do with each other ([`committer`]). A command whose answer was lost is sent again:
 //! scripts are idempotent, and a commit that finds its own work done recognises it (`own_work`).
-//! Needs `maxmemory-policy noeviction`; refuses to start otherwise, because an evicted stream is a lost job.
-//! Does not: follow Sentinel or Cluster.
+//! Needs `maxmemory-policy noeviction`; refuses to start otherwise, because an evicted stream is a lost job
+//! ([`inspect`]). Does not: run on a Cluster.
 
 mod committer;
+mod confirm;
 mod connection;
 mod hints;
+mod inspect;
+mod origin;
+mod server;
+mod tail;
 
 use std::{
     sync::Arc,
@@ -24,6 +30,7 @@ use std::{
 
 use ::redis::{FromRedisValue, Value, cmd};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -31,27 +38,50 @@ use super::{
     Answer, Commit, CommitOutcome, Entry, Expect, Extent, Gate, HINT_BUFFER, Head, Hint, IndexChange, Page,
     Snapshot, Store, StoreError,
 };
-use committer::{Change, Committer, QUEUE, Request};
+use crate::vitals::{Pulse, Vitals};
+use committer::{Change, Committer, QUEUE, Request, STUCK};
 use connection::{Connection, Script};
+use origin::Origin;
+use server::Server;
 
 /// How many entries one XRANGE asks for.
 const CHUNK: usize = 128;
 
+/// How often the server's clock and the log's origin are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What a report or a submission survives once it was answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// What Redis's own answer means: its memory has it.
+    #[default]
+    Memory,
+    /// The loss of power on Redis's machine: its append-only file is synced.
+    Fsync,
+    /// The loss of Redis's machine: a replica has it, too.
+    Replica,
+}
+
 /// Where Redis is and how its keys are named.
 #[derive(Clone, Debug)]
 pub struct RedisOptions {
-    /// `redis://[user:password@]host[:port][/db]`.
+    /// `redis://[user:password@]host[:port][/db]`, or
+    /// `redis+sentinel://[user:password@]host[:port][,host[:port]…]/master-name[?db=0]`.
     pub url: String,
     /// The hash tag of every key: `[A-Za-z0-9:_-]{1,64}`. Engines that share it share their jobs.
     pub namespace: String,
-    /// How long a command is tried again, over reconnects, before the caller is told; at least once.
+    /// How long a command is tried again, over reconnects, before the caller is told; at least once. An answer is
+    /// waited for at most 0.6 of it, within 1 s to 6 s.
     pub patience: Duration,
+    /// What [`Store::confirm`] waits for.
+    pub acknowledge: Acknowledge,
 }
 
 impl RedisOptions {
     /// Options with the default namespace `tidegate` and a patience of 10 s.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), namespace: "tidegate".into(), patience: Duration::from_secs(10) }
+        let (patience, acknowledge) = (Duration::from_secs(10), Acknowledge::Memory);
+        Self { url: url.into(), namespace: "tidegate".into(), patience, acknowledge }
     }
 }
 
@@ -60,6 +90,8 @@ pub struct RedisStore {
     connection: Connection,
     committer: Arc<Committer>,
     commits: mpsc::Sender<Request>,
+    /// `None` when an answer is all that is asked for.
+    confirms: Option<mpsc::Sender<confirm::Request>>,
     read: Script,
     claim: Script,
     take: Script,
@@ -68,8 +100,9 @@ pub struct RedisStore {
     hints: broadcast::Sender<Hint>,
     /// Server clock minus ours, in ms.
     skew_ms: Arc<AtomicI64>,
-    _hints: AbortOnDropHandle<()>,
-    _clock: AbortOnDropHandle<()>,
+    origin: Arc<Origin>,
+    vitals: Vitals,
+    _tasks: [AbortOnDropHandle<()>; 3],
 }
 
 #[derive(Clone)]
@@ -109,6 +142,12 @@ impl Keys {
     fn channel(&self) -> String {
         format!("{{{}}}w", self.namespace)
     }
+    fn mark(&self) -> String {
+        format!("{{{}}}m", self.namespace)
+    }
+    fn origin(&self) -> String {
+        format!("{{{}}}o", self.namespace)
+    }
 }
 
 impl RedisStore {
@@ -119,12 +158,13 @@ impl RedisStore {
             || options.namespace.len() > 64
             || !options.namespace.bytes().all(name_ok)
         {
-            return Err(StoreError::Unavailable("the namespace must be [A-Za-z0-9:_-]{1,64}".into()));
+            return Err(StoreError::Unfit("the namespace must be [A-Za-z0-9:_-]{1,64}".into()));
         }
-        let client = ::redis::Client::open(options.url.as_str()).map_err(|e| connection::typed(&e))?;
-        let connection = Connection::open(client.clone(), options.patience).await?;
-        connection::require_noeviction(&connection).await?;
         let keys = Keys { namespace: options.namespace.clone() };
+        let server = Arc::new(Server::parse(&options.url)?);
+        let origin = Origin::new(keys.origin());
+        let patience = options.patience;
+        let connection = Connection::new(server.clone(), origin.clone(), options.acknowledge, patience);
         let (hints, _) = broadcast::channel(HINT_BUFFER);
         let skew_ms = Arc::new(AtomicI64::new(0));
         sample_clock(&connection, &skew_ms).await?;
@@ -137,19 +177,39 @@ impl RedisStore {
                 include_str!("redis/queues.lua"),
                 include_str!("redis/commit.lua")
             )),
+            origin: origin.clone(),
+            tail: Mutex::default(),
         });
         let (commits, requests) = mpsc::channel(QUEUE);
+        let vitals = Vitals::default();
         // Ends with the store, when what it was given is answered.
-        tokio::spawn(committer.clone().run(requests));
+        tokio::spawn(committer.clone().run(requests, vitals.pulse("the committer", STUCK)));
+        let confirms = (options.acknowledge != Acknowledge::Memory).then(|| {
+            let (confirms, requests) = mpsc::channel(confirm::QUEUE);
+            let acknowledge = options.acknowledge;
+            let confirmer = confirm::Confirmer {
+                connection: connection.separate(),
+                keys: keys.clone(),
+                acknowledge,
+                patience,
+            };
+            tokio::spawn(confirmer.run(requests, vitals.pulse("the wait for disk or replica", STUCK)));
+            confirms
+        });
+        let listener = hints::Listener { server, channel: keys.channel(), hints: hints.clone(), patience };
+        let hears = vitals.pulse("the subscription to hints", patience * 3);
+        let clock = Clock { connection: connection.clone(), skew_ms: skew_ms.clone(), hints: hints.clone() };
+        let ticks = vitals.pulse("the look at Redis's clock", patience * 3 + LOOK);
+        let mends = vitals.pulse("the repair of losses", STUCK);
+        let tasks = [
+            tokio::spawn(listener.listen(hears)),
+            tokio::spawn(clock.follow(origin.clone(), ticks)),
+            tokio::spawn(committer.clone().make_good(mends)),
+        ];
         Ok(Self {
-            _hints: AbortOnDropHandle::new(tokio::spawn(hints::listen(
-                client,
-                keys.channel(),
-                hints.clone(),
-            ))),
-            _clock: AbortOnDropHandle::new(tokio::spawn(follow_clock(connection.clone(), skew_ms.clone()))),
             committer,
             commits,
+            confirms,
             read: Script::new(include_str!("redis/read.lua")),
             claim: Script::new(include_str!("redis/claim.lua")),
             take: Script::new(concat!(
@@ -162,6 +222,9 @@ impl RedisStore {
             keys,
             hints,
             skew_ms,
+            origin,
+            vitals,
+            _tasks: tasks.map(AbortOnDropHandle::new),
         })
     }
 
@@ -201,6 +264,10 @@ impl Store for RedisStore {
             let (expected, before, fixed) = match expect {
                 Expect::Absent { epoch, fixed } => (None, Head { seq: 0, epoch }, fixed),
                 Expect::At(head) => (Some(head.clone()), head, Bytes::new()),
+                Expect::Lost { at, epoch } => {
+                    let seq = at.seq;
+                    (Some(at), Head { seq, epoch }, Bytes::new())
+                }
             };
             let done = Head { seq: before.seq + events.len() as u64, epoch: before.epoch };
             let change = Change { stream, expected, done, state, fixed, events, first_seq, index };
@@ -231,12 +298,7 @@ impl Store for RedisStore {
             if streams.is_empty() {
                 return Ok(Vec::new());
             }
-            let mut pipe = ::redis::pipe();
-            for stream in &streams {
-                pipe.cmd("HMGET").arg(self.keys.state(stream)).arg(&["h", "f", "v", "b"]);
-            }
-            let replies: Vec<Value> = parse(self.connection.pipeline(&pipe).await?)?;
-            replies.into_iter().map(snapshot).collect()
+            self.committer.load(&streams).await
         })
     }
 
@@ -359,7 +421,21 @@ impl Store for RedisStore {
     }
 
     fn ping(&self) -> Answer<'_, ()> {
-        Box::pin(async move { self.connection.command(&cmd("PING")).await.map(drop) })
+        Box::pin(async move {
+            self.connection.ping().await?;
+            self.vitals.check().map_err(StoreError::Unavailable)
+        })
+    }
+
+    fn confirm(&self, stream: &str, at: &Head) -> Answer<'_, ()> {
+        match &self.confirms {
+            Some(confirms) => Box::pin(confirm::ask(confirms, stream, at)),
+            None => Box::pin(std::future::ready(Ok(()))),
+        }
+    }
+
+    fn generation(&self) -> u64 {
+        self.origin.generation()
     }
 }
 
@@ -406,12 +482,31 @@ async fn sample_clock(connection: &Connection, skew_ms: &AtomicI64) -> Result<()
     Ok(())
 }
 
-/// Keeps [`Store::now_ms`] on the server's clock.
-async fn follow_clock(connection: Connection, skew_ms: Arc<AtomicI64>) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        if let Err(error) = sample_clock(&connection, &skew_ms).await {
-            tracing::debug!(%error, "cannot read the server's clock");
+/// Looks at the server now and then.
+struct Clock {
+    connection: Connection,
+    skew_ms: Arc<AtomicI64>,
+    hints: broadcast::Sender<Hint>,
+}
+
+impl Clock {
+    /// Keeps [`Store::now_ms`] on the server's clock, and notices when the log is not the one that it was.
+    async fn follow(self, origin: Arc<Origin>, pulse: Pulse) {
+        let mut generation = origin.generation();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match sample_clock(&self.connection, &self.skew_ms).await {
+                Ok(()) => match self.connection.check_origin().await {
+                    Ok(()) => pulse.beat(),
+                    Err(error) => tracing::debug!(%error, "cannot look at the log's origin"),
+                },
+                Err(error) => tracing::debug!(%error, "cannot read the server's clock"),
+            }
+            if generation != origin.generation() {
+                generation = origin.generation();
+                // Whoever holds something in memory looks whether it is still there.
+                let _ = self.hints.send(Hint::Lost);
+            }
         }
     }
 }

@@ -159,17 +159,6 @@ async fn j24_a_server_that_evicts_is_refused() {
     assert!(text.contains("allkeys-lru") && text.contains("noeviction"), "{text}");
 }
 
-#[tokio::test]
-async fn j24_a_flushed_server_answers_with_no_stream_rather_than_an_old_one() {
-    let server = RedisServer::start();
-    let store = connect(&server).await;
-    let at = must(&*store, commit("a", absent("e"), "s", &["x"])).await;
-    server.command("FLUSHALL").expect("a reply");
-    let outcome = store.commit(commit("a", Expect::At(at), "t", &["y"])).await.expect("an answer");
-    assert_eq!(outcome, CommitOutcome::Conflict(None));
-    assert_eq!(load(&*store, "a").await, None);
-}
-
 /// Commits in one batch: on a runtime of one thread, all are requested before any is sent.
 async fn in_one_batch(
     server: &RedisServer,

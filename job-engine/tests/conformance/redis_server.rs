@@ -16,27 +16,30 @@ pub(crate) struct RedisServer {
     child: Child,
     port: u16,
     dir: tempfile::TempDir,
-    appendonly: &'static str,
+    arguments: Vec<String>,
 }
 
 impl RedisServer {
     /// Starts a server that keeps everything in memory.
     pub(crate) fn start() -> Self {
-        Self::start_with("no")
+        Self::start_with(&["--appendonly", "no"])
     }
 
     /// Starts a server that syncs every write, so that it can be restarted.
     pub(crate) fn start_durable() -> Self {
-        Self::start_with("yes")
+        Self::start_with(&["--appendonly", "yes"])
     }
 
-    fn start_with(appendonly: &'static str) -> Self {
+    /// Starts a server with these arguments behind the usual ones.
+    pub(crate) fn start_with(arguments: &[&str]) -> Self {
+        let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
         // The port is free when it is chosen, and may be taken when it is used: choose again then.
         for _ in 0..5 {
             let dir = tempfile::tempdir().expect("a scratch directory");
             let port =
                 TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-            let mut server = Self { child: spawn(port, dir.path(), appendonly), port, dir, appendonly };
+            let child = spawn(port, dir.path(), &arguments);
+            let mut server = Self { child, port, dir, arguments: arguments.clone() };
             if server.answers() {
                 return server;
             }
@@ -49,6 +52,15 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its process, for signals.
+    pub(crate) fn id(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
+    }
+
     /// Kills the server as a crash would.
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("redis-server can be killed");
@@ -57,7 +69,7 @@ impl RedisServer {
 
     /// Starts it again where it was.
     pub(crate) fn start_again(&mut self) {
-        self.child = spawn(self.port, self.dir.path(), self.appendonly);
+        self.child = spawn(self.port, self.dir.path(), &self.arguments);
         assert!(self.answers(), "redis-server did not answer within {PATIENCE:?}");
     }
 
@@ -90,10 +102,11 @@ impl Drop for RedisServer {
     }
 }
 
-fn spawn(port: u16, dir: &std::path::Path, appendonly: &str) -> Child {
+fn spawn(port: u16, dir: &std::path::Path, arguments: &[String]) -> Child {
     let mut command = Command::new("redis-server");
     command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--loglevel", "warning"]);
-    command.args(["--appendonly", appendonly, "--appendfsync", "always"]).arg("--dir").arg(dir);
+    command.args(["--appendfsync", "always", "--repl-diskless-sync-delay", "0"]).arg("--dir").arg(dir);
+    command.args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("redis-server (7.0 or newer) must be installed to run these tests")
 }

@@ -214,6 +214,12 @@ impl ScriptedEngine {
 
     /// Loses the log and begins another under the same id, with `count` lines.
     pub(crate) fn lose_log(&self, epoch: &str, count: u64) {
+        self.lose_log_in_band(epoch, count);
+        self.break_streams();
+    }
+
+    /// Like [`lose_log`](Self::lose_log), but those who follow it are told by a gap.
+    pub(crate) fn lose_log_in_band(&self, epoch: &str, count: u64) {
         let mut jobs = self.shared.jobs.lock();
         let fresh = jobs.get_mut(JOB).unwrap();
         fresh.epoch = epoch.into();
@@ -221,7 +227,6 @@ impl ScriptedEngine {
         fresh.last = 0;
         drop(jobs);
         self.log_to(count);
-        self.break_streams();
     }
 
     /// Forgets the events after `last`, as a failover may, and goes on under the same epoch.
@@ -310,6 +315,7 @@ struct Follower {
     id: String,
     opened: Option<WatchOpened>,
     gap: Option<Gap>,
+    epoch: String,
     position: u64,
     changed: watch::Receiver<u64>,
     breaks: usize,
@@ -347,6 +353,16 @@ impl Follower {
                     self.done = true;
                     return Some(Err(refusal(Code::NotFound, "JOB_NOT_FOUND")));
                 };
+                if log.epoch != self.epoch {
+                    self.epoch.clone_from(&log.epoch);
+                    self.position = log.first() - 1;
+                    return message(Message::Gap(Gap {
+                        from_seq: 1,
+                        to_seq: self.position,
+                        reason: "lost".into(),
+                        snapshot: Some(log.job(&self.id)),
+                    }));
+                }
                 if let Some((seq, event)) = log.events.range(self.position + 1..).next() {
                     self.position = *seq;
                     let mut faults = self.shared.faults.lock();
@@ -405,6 +421,7 @@ impl JobService for Service {
         let follower = Follower {
             shared: Arc::clone(&self.0),
             id: request.job_id,
+            epoch: job.epoch.clone(),
             opened: Some(WatchOpened {
                 cursor: Cursor::new(position, job.epoch.as_str()).to_string(),
                 job: Some(job),

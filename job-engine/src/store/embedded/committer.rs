@@ -187,11 +187,16 @@ impl Committer {
         if events.is_empty() {
             return Err(StoreError::Damaged("a commit needs at least one event".into()));
         }
-        let epoch_length = match &expect {
-            Expect::Absent { epoch, .. } => epoch.len(),
-            Expect::At(head) => head.epoch.len(),
+        let mut fixed = Bytes::new();
+        let (expected, epoch) = match expect {
+            Expect::Absent { epoch, fixed: given } => {
+                fixed = given;
+                (None, epoch)
+            }
+            Expect::At(head) => (Some(head.clone()), head.epoch),
+            Expect::Lost { at, epoch } => (Some(at), epoch),
         };
-        if stream.len() > MAX_NAME || epoch_length > usize::from(u8::MAX) {
+        if stream.len() > MAX_NAME || epoch.len() > usize::from(u8::MAX) {
             return Err(StoreError::Damaged(format!(
                 "a stream's name has {MAX_NAME} bytes at most, an epoch 255"
             )));
@@ -200,18 +205,18 @@ impl Committer {
         if let Some(full) = &batch.full {
             return Err(full.clone());
         }
-        let (log, has_fixed, epoch, seq, oldest) = match (expect, self.current(batch, &stream)?) {
-            (Expect::Absent { epoch, fixed }, None) => {
+        let (log, has_fixed, seq, oldest) = match (expected, self.current(batch, &stream)?) {
+            (None, None) => {
                 let (log, has_fixed) = (self.next_log, !fixed.is_empty());
                 self.next_log += 1;
                 batch.changes.next_log = Some(self.next_log);
                 if has_fixed {
                     batch.changes.fixed.insert(log, Some(fixed));
                 }
-                (log, has_fixed, epoch, 0, 1)
+                (log, has_fixed, 0, 1)
             }
-            (Expect::At(head), Some(now)) if now.snapshot.head == head => {
-                (now.log, now.has_fixed, head.epoch, head.seq, now.snapshot.first_seq)
+            (Some(head), Some(now)) if now.snapshot.head == head => {
+                (now.log, now.has_fixed, head.seq, now.snapshot.first_seq)
             }
             (_, now) => return self.conflict(batch, &stream, now),
         };

@@ -1,19 +1,34 @@
-//! The command connection: scripts by hash, retries over reconnects, errors typed once.
+//! The command connection: made on demand, looked at before use, retried within the caller's patience.
 //!
-//! One multiplexed connection carries every command and pipelines what is sent at the same time. The connection
-//! manager reconnects with backoff but never repeats a command; [`Connection::run`] does, within its patience,
-//! which is safe because everything sent through here is idempotent.
+//! One multiplexed connection carries every command and pipelines what is sent at the same time. There is no task that
+//! keeps it alive and so none that could die: whoever needs it and finds none makes it, the others wait for the
+//! outcome or share a refusal until the next try is due. An error that says that the connection, or the server behind
+//! it, is not what it was drops it; the address is looked up anew ([`Server`]).
+//! Invariant: nothing is sent to a server that [`inspect`] refused. Everything sent through here is idempotent, because
+//! it is sent again when its answer was lost.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use redis::{
-    Client, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value,
-    aio::{ConnectionLike as _, ConnectionManager, ConnectionManagerConfig},
+    AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value,
+    aio::{ConnectionLike as _, MultiplexedConnection},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
+use super::{
+    Acknowledge,
+    inspect::{self, Facts},
+    origin::Origin,
+    server::Server,
+};
 use crate::store::StoreError;
+
+/// The pause after a first failure, before jitter, and the longest one.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// How long a connection may take to be made and looked at.
+const CONNECT: Duration = Duration::from_secs(3);
 
 /// A Lua script, known to the server by its hash.
 pub(super) struct Script {
@@ -36,21 +51,57 @@ impl Script {
 
 /// The connection; clones share it.
 #[derive(Clone)]
-pub(super) struct Connection {
-    manager: ConnectionManager,
+pub(super) struct Connection(Arc<Inner>);
+
+struct Inner {
+    server: Arc<Server>,
+    origin: Arc<Origin>,
+    acknowledge: Acknowledge,
     patience: Duration,
+    current: Mutex<Current>,
+    /// Held by whoever makes a connection.
+    connecting: tokio::sync::Mutex<Option<Failure>>,
+}
+
+#[derive(Default)]
+struct Current {
+    live: Option<Live>,
+    made: u64,
+    warned: Vec<String>,
+}
+
+/// A connection that was found fit.
+#[derive(Clone)]
+pub(super) struct Live {
+    pub(super) connection: MultiplexedConnection,
+    /// What the server said.
+    pub(super) facts: Arc<Facts>,
+    number: u64,
+}
+
+/// Why there is no connection, and until when nobody tries again.
+struct Failure {
+    error: StoreError,
+    until: Instant,
+    pause: Duration,
 }
 
 impl Connection {
-    pub(super) async fn open(client: Client, patience: Duration) -> Result<Self, StoreError> {
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(3)))
-            // Longer than a stall worth surviving, shorter than a lease.
-            .set_response_timeout(Some(Duration::from_secs(10)))
-            .set_min_delay(Duration::from_millis(20))
-            .set_max_delay(Duration::from_secs(1));
-        let manager = ConnectionManager::new_with_config(client, config).await.map_err(|e| typed(&e))?;
-        Ok(Self { manager, patience })
+    /// A connection that is made when it is needed. `patience` is how long a command is tried again.
+    pub(super) fn new(
+        server: Arc<Server>,
+        origin: Arc<Origin>,
+        acknowledge: Acknowledge,
+        patience: Duration,
+    ) -> Self {
+        let (current, connecting) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self(Arc::new(Inner { server, origin, acknowledge, patience, current, connecting }))
+    }
+
+    /// Another connection to the same server, for what blocks.
+    pub(super) fn separate(&self) -> Self {
+        let inner = &self.0;
+        Self::new(inner.server.clone(), inner.origin.clone(), inner.acknowledge, inner.patience)
     }
 
     /// Runs a script; also says whether it was sent more than once, so that an earlier try may have taken effect.
@@ -83,7 +134,7 @@ impl Connection {
 
     /// Until when a request that is made now is tried again.
     pub(super) fn give_up(&self) -> Instant {
-        Instant::now() + self.patience
+        Instant::now() + self.0.patience
     }
 
     pub(super) async fn command(&self, cmd: &Cmd) -> Result<Value, StoreError> {
@@ -94,14 +145,30 @@ impl Connection {
         self.retry(Request::Pipeline(pipe), self.give_up()).await.map(|(value, _)| value)
     }
 
+    /// Sends a pipeline once: the caller wants to know at once, or decides itself about trying again.
+    pub(super) async fn pipeline_once(&self, pipe: &Pipeline) -> Result<Value, StoreError> {
+        self.once(&Request::Pipeline(pipe)).await
+    }
+
+    /// Whether a server answers, and may be used; asked once.
+    pub(super) async fn ping(&self) -> Result<Arc<Facts>, StoreError> {
+        self.once(&Request::Command(&redis::cmd("PING"))).await?;
+        Ok(self.live().await?.facts)
+    }
+
+    /// Looks whether the log is still the one that it was; see [`Origin`].
+    pub(super) async fn check_origin(&self) -> Result<(), StoreError> {
+        let mut live = self.live().await?;
+        self.0.origin.observe(&mut live.connection, &live.facts).await
+    }
+
     async fn retry(&self, request: Request<'_>, give_up: Instant) -> Result<(Value, bool), StoreError> {
-        let mut pause = Duration::from_millis(20);
+        let mut pause = PAUSES.0;
         let mut repeated = false;
         loop {
             match self.once(&request).await {
                 Ok(value) => return Ok((value, repeated)),
                 Err(error) => {
-                    let error = typed(&error);
                     if !matches!(error, StoreError::Unavailable(_)) || Instant::now() + pause > give_up {
                         return Err(error);
                     }
@@ -110,31 +177,104 @@ impl Connection {
             }
             repeated = true;
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-            pause = (pause * 2).min(Duration::from_secs(1));
+            pause = (pause * 2).min(PAUSES.1);
         }
     }
 
-    async fn once(&self, request: &Request<'_>) -> RedisResult<Value> {
-        let mut manager = self.manager.clone();
-        match request {
-            Request::Command(cmd) => send(&mut manager, cmd).await,
-            Request::Pipeline(pipe) => pipe.query_async(&mut manager).await,
-            Request::Script(script, cmd) => match send(&mut manager, cmd).await {
+    async fn once(&self, request: &Request<'_>) -> Result<Value, StoreError> {
+        let mut live = self.live().await?;
+        let connection = &mut live.connection;
+        let answer = match request {
+            Request::Command(cmd) => send(connection, cmd).await,
+            Request::Pipeline(pipe) => pipe.query_async(connection).await,
+            Request::Script(script, cmd) => match send(connection, cmd).await {
                 Err(e) if e.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                    send(&mut manager, redis::cmd("SCRIPT").arg("LOAD").arg(script.source)).await?;
-                    send(&mut manager, cmd).await
+                    match send(connection, redis::cmd("SCRIPT").arg("LOAD").arg(script.source)).await {
+                        Ok(_) => send(connection, cmd).await,
+                        Err(e) => Err(e),
+                    }
                 }
                 other => other,
             },
+        };
+        answer.map_err(|error| {
+            if is_over(&error) {
+                self.drop_if(live.number, &error);
+            }
+            typed(&error)
+        })
+    }
+
+    /// The connection that there is, or a new one.
+    pub(super) async fn live(&self) -> Result<Live, StoreError> {
+        if let Some(live) = self.0.current.lock().live.clone() {
+            return Ok(live);
+        }
+        let mut last = self.0.connecting.lock().await;
+        if let Some(live) = self.0.current.lock().live.clone() {
+            return Ok(live);
+        }
+        if let Some(failure) = last.as_ref().filter(|failure| Instant::now() < failure.until) {
+            return Err(failure.error.clone());
+        }
+        let late = |_| StoreError::Unavailable("Redis does not answer".into());
+        match timeout(CONNECT, self.connect()).await.map_err(late).flatten() {
+            Ok(live) => {
+                *last = None;
+                Ok(live)
+            }
+            Err(error) => {
+                let pause = last.as_ref().map_or(PAUSES.0, |failure| (failure.pause * 2).min(PAUSES.1));
+                let until = Instant::now() + pause.mul_f64(rand::random_range(0.5..1.0));
+                tracing::debug!(%error, "no connection to Redis");
+                *last = Some(Failure { error: error.clone(), until, pause });
+                Err(error)
+            }
         }
     }
+
+    async fn connect(&self) -> Result<Live, StoreError> {
+        let inner = &*self.0;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT))
+            .set_response_timeout(Some(response_timeout(inner.patience)));
+        let client = inner.server.client().await.map_err(|e| unreached(&e))?;
+        let connection = client.get_multiplexed_async_connection_with_config(&config).await;
+        let mut connection = connection.map_err(|e| unreached(&e))?;
+        let facts = Facts::of(&mut connection).await?;
+        let warnings = inspect::judge(&facts, inner.acknowledge)?;
+        inner.origin.observe(&mut connection, &facts).await?;
+        let mut current = inner.current.lock();
+        if current.warned != warnings {
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            current.warned = warnings;
+        }
+        current.made += 1;
+        let live = Live { connection, facts: Arc::new(facts), number: current.made };
+        current.live = Some(live.clone());
+        Ok(live)
+    }
+
+    /// Lets a connection go that turned out to be no good; it may have been replaced already.
+    fn drop_if(&self, number: u64, error: &RedisError) {
+        let mut current = self.0.current.lock();
+        if current.live.as_ref().is_some_and(|live| live.number == number) {
+            tracing::warn!(%error, "the connection to Redis is given up");
+            current.live = None;
+        }
+    }
+}
+
+/// How long an answer may take: longer than a stall worth surviving, shorter than the caller's patience.
+pub(super) fn response_timeout(patience: Duration) -> Duration {
+    patience.mul_f64(0.6).clamp(Duration::from_secs(1), Duration::from_secs(6))
 }
 
 /// Sends one command; an error that the server answers is an error.
 ///
 /// So is one inside an array that will pass: a server refuses the first write of a script for such a reason, hence
 /// every change in it that could be made, and all of it can be tried again.
-async fn send(manager: &mut ConnectionManager, cmd: &Cmd) -> RedisResult<Value> {
+async fn send(connection: &mut MultiplexedConnection, cmd: &Cmd) -> Result<Value, RedisError> {
     let passing = |item: &Value| match item {
         Value::ServerError(error) => {
             let error = RedisError::from(error.clone());
@@ -142,7 +282,7 @@ async fn send(manager: &mut ConnectionManager, cmd: &Cmd) -> RedisResult<Value> 
         }
         _ => None,
     };
-    match manager.req_packed_command(cmd).await? {
+    match connection.req_packed_command(cmd).await? {
         Value::ServerError(error) => Err(error.into()),
         Value::Array(items) => match items.iter().find_map(passing) {
             Some(error) => Err(error),
@@ -164,40 +304,58 @@ pub(super) fn typed(error: &RedisError) -> StoreError {
     let text = error.to_string();
     match error.kind() {
         _ if error.code() == Some("OOM") => StoreError::Full(text),
-        _ if matches!(error.code(), Some("MISCONF" | "NOREPLICAS")) => StoreError::Unavailable(text),
+        // A disk that fails, replicas that are missing, a script that blocks, a master that has just become a replica.
+        _ if matches!(error.code(), Some("MISCONF" | "NOREPLICAS" | "BUSY" | "UNBLOCKED")) => {
+            StoreError::Unavailable(text)
+        }
+        ErrorKind::Server(
+            ServerErrorKind::Moved
+            | ServerErrorKind::Ask
+            | ServerErrorKind::CrossSlot
+            | ServerErrorKind::TryAgain
+            | ServerErrorKind::ClusterDown,
+        ) => StoreError::Unfit(format!("this is a Redis Cluster; use redis+cluster:// ({text})")),
         ErrorKind::Server(
             ServerErrorKind::BusyLoading
             | ServerErrorKind::ReadOnly
             | ServerErrorKind::MasterDown
-            | ServerErrorKind::TryAgain
-            | ServerErrorKind::ClusterDown
-            | ServerErrorKind::Moved
-            | ServerErrorKind::Ask
             | ServerErrorKind::NoScript,
         )
+        | ErrorKind::MasterNameNotFoundBySentinel
         | ErrorKind::Io => StoreError::Unavailable(text),
-        _ if error.is_timeout() || error.is_connection_dropped() || error.is_unrecoverable_error() => {
-            StoreError::Unavailable(text)
-        }
-        // NOAUTH, a wrong password, an unknown command: repeating will not help, and the text says what will.
-        ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => StoreError::Damaged(text),
+        _ if error.is_timeout() || error.is_connection_dropped() => StoreError::Unavailable(text),
+        _ if text.contains("max number of clients") => StoreError::Unavailable(text),
+        // A wrong password, a forbidden command: repeating will not help, and the text says what will.
+        ErrorKind::AuthenticationFailed
+        | ErrorKind::InvalidClientConfig
+        | ErrorKind::Server(ServerErrorKind::NoPerm) => StoreError::Unfit(text),
+        _ if matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM")) => StoreError::Unfit(text),
         _ => StoreError::Damaged(text),
     }
 }
 
-/// An evicted key is a lost job: refuse a server that evicts.
-pub(super) async fn require_noeviction(connection: &Connection) -> Result<(), StoreError> {
-    let reply = connection.command(redis::cmd("INFO").arg("memory")).await?;
-    let info: String = super::parse(reply)?;
-    match info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).map(str::trim) {
-        Some("noeviction") => Ok(()),
-        Some(policy) => Err(StoreError::Damaged(format!(
-            "Redis evicts keys (maxmemory-policy {policy}) and would lose jobs; \
-             run `CONFIG SET maxmemory-policy noeviction` and make it permanent"
-        ))),
-        None => {
-            tracing::warn!("cannot see the server's maxmemory-policy; it must be noeviction");
-            Ok(())
+/// What prevents a connection is passing, unless it is known not to be.
+fn unreached(error: &RedisError) -> StoreError {
+    match typed(error) {
+        StoreError::Damaged(text) => StoreError::Unavailable(text),
+        // No sentinel answered: the library calls that a configuration error.
+        StoreError::Unfit(text) if error.kind() == ErrorKind::InvalidClientConfig => {
+            StoreError::Unavailable(text)
         }
+        error => error,
     }
+}
+
+/// Whether the connection, or what is behind it, is not what it was: the next command goes over a new one.
+fn is_over(error: &RedisError) -> bool {
+    let demoted = matches!(
+        error.kind(),
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
+        )
+    );
+    demoted
+        || error.is_io_error()
+        || error.is_unrecoverable_error()
+        || matches!(error.code(), Some("UNBLOCKED" | "NOAUTH"))
 }

@@ -1,51 +1,80 @@
 //! Listens to the hint channel on a connection of its own, for ever.
 //!
 //! One subscription per engine, never one per viewer or per job. While it is broken hints are lost, so every
-//! (re)subscription begins with [`Hint::Lost`], which makes listeners look for themselves.
+//! (re)subscription begins with [`Hint::Lost`], which makes listeners look for themselves. A connection that was cut
+//! in silence is noticed by a ping that is not answered. Does not: know what the hints are about.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
-use redis::Client;
-use tokio::{sync::broadcast, time::Instant};
+use tokio::{
+    sync::broadcast,
+    time::{Instant, sleep, timeout},
+};
 
-use crate::store::Hint;
+use super::{connection::response_timeout, server::Server};
+use crate::{store::Hint, vitals::Pulse};
 
-pub(super) async fn listen(client: Client, channel: String, hints: broadcast::Sender<Hint>) {
-    let mut pause = Duration::from_millis(20);
-    loop {
-        let begun = Instant::now();
-        let error = match subscribed(&client, &channel, &hints).await {
-            Ok(()) => "the connection ended".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        if begun.elapsed() > Duration::from_secs(10) {
-            pause = Duration::from_millis(20);
-        }
-        tracing::warn!(%error, "the hint subscription broke; subscribing again");
-        tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-        pause = (pause * 2).min(Duration::from_secs(1));
-    }
+/// Where to listen, and whom to tell.
+pub(super) struct Listener {
+    pub(super) server: Arc<Server>,
+    pub(super) channel: String,
+    pub(super) hints: broadcast::Sender<Hint>,
+    /// See [`super::RedisOptions::patience`].
+    pub(super) patience: Duration,
 }
 
-async fn subscribed(
-    client: &Client,
-    channel: &str,
-    hints: &broadcast::Sender<Hint>,
-) -> redis::RedisResult<()> {
-    let mut pubsub = client.get_async_pubsub().await?;
-    pubsub.subscribe(channel).await?;
-    // Sending fails only while nobody listens, and then nobody misses anything.
-    let _ = hints.send(Hint::Lost);
-    let mut messages = pubsub.into_on_message();
-    while let Some(message) = messages.next().await {
-        for line in message.get_payload_bytes().split(|b| *b == b'\n') {
-            if let Some(hint) = std::str::from_utf8(line).ok().and_then(parse) {
-                let _ = hints.send(hint);
+impl Listener {
+    /// Listens, and subscribes again whenever the subscription breaks.
+    pub(super) async fn listen(self, pulse: Pulse) {
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let begun = Instant::now();
+            let error = match self.subscribed(&pulse).await {
+                Ok(()) => "the connection ended".to_owned(),
+                Err(error) => error,
+            };
+            if begun.elapsed() > Duration::from_secs(10) {
+                pause = Duration::from_millis(20);
+            }
+            tracing::warn!(error, "the hint subscription broke; subscribing again");
+            sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+
+    async fn subscribed(&self, pulse: &Pulse) -> Result<(), String> {
+        let text = |error: redis::RedisError| error.to_string();
+        let answer = response_timeout(self.patience);
+        let subscribe = async {
+            let mut pubsub = self.server.client().await?.get_async_pubsub().await?;
+            pubsub.subscribe(&self.channel).await?;
+            Ok(pubsub)
+        };
+        let pubsub = timeout(answer, subscribe).await.map_err(|_| "no answer")?.map_err(text)?;
+        pulse.beat();
+        // Sending fails only while nobody listens, and then nobody misses anything.
+        let _ = self.hints.send(Hint::Lost);
+        let (mut pings, mut messages) = pubsub.split();
+        loop {
+            let message = match timeout(self.patience / 2, messages.next()).await {
+                Ok(Some(message)) => message,
+                Ok(None) => return Ok(()),
+                Err(_) => {
+                    let pong = timeout(answer, pings.ping::<redis::Value>()).await;
+                    pong.map_err(|_| "a ping was not answered")?.map_err(text)?;
+                    pulse.beat();
+                    continue;
+                }
+            };
+            pulse.beat();
+            for line in message.get_payload_bytes().split(|b| *b == b'\n') {
+                if let Some(hint) = std::str::from_utf8(line).ok().and_then(parse) {
+                    let _ = self.hints.send(hint);
+                }
             }
         }
     }
-    Ok(())
 }
 
 /// One line of a message: `s <seq> <stream>`, `d <stream>` or `i <index>`.

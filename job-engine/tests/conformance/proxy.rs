@@ -1,0 +1,95 @@
+//! A TCP proxy that can be cut, can swallow everything in silence, and can lead elsewhere.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinSet,
+};
+
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    target: Mutex<u16>,
+    paused: watch::Sender<bool>,
+    connections: Mutex<JoinSet<()>>,
+}
+
+impl Proxy {
+    /// A proxy to a port of this machine.
+    pub(crate) async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (target, paused) = (Mutex::new(port), watch::channel(false).0);
+        let shared = Arc::new(Shared { target, paused, connections: Mutex::default() });
+        let accepting = shared.clone();
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let shared = accepting.clone();
+                accepting.connections.lock().spawn(async move {
+                    passed(&shared).await;
+                    let target = *shared.target.lock();
+                    let Ok(far) = TcpStream::connect(("127.0.0.1", target)).await else { return };
+                    let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+                    tokio::select! {
+                        () = copy(&shared, near_in, far_out) => {}
+                        () = copy(&shared, far_in, near_out) => {}
+                    }
+                });
+            }
+        });
+        Self { address, shared }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    /// Nothing passes while `paused`, in either direction; connections stay open, and new ones are accepted.
+    pub(crate) fn pause(&self, paused: bool) {
+        self.shared.paused.send_replace(paused);
+    }
+
+    /// Cuts every connection, in the middle of whatever it carries.
+    pub(crate) fn cut(&self) {
+        self.shared.connections.lock().abort_all();
+    }
+
+    /// Leads new connections to another port, and cuts the old ones.
+    pub(crate) fn lead_to(&self, port: u16) {
+        *self.shared.target.lock() = port;
+        self.cut();
+    }
+}
+
+/// Returns when things may pass.
+async fn passed(shared: &Shared) {
+    let mut paused = shared.paused.subscribe();
+    // The sender is in `shared`.
+    let _ = paused.wait_for(|paused| !paused).await;
+}
+
+async fn copy(shared: &Shared, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        passed(shared).await;
+        let Ok(n @ 1..) = from.read(&mut buffer).await else { return };
+        passed(shared).await;
+        if to.write_all(&buffer[..n]).await.is_err() {
+            return;
+        }
+    }
+}
