@@ -1,10 +1,13 @@
 //! The Tidegate contract: protobuf messages, gRPC services, and the cursor.
 //!
 //! Everything that two parts of Tidegate must agree on is here and nowhere else. The messages are generated
-//! from `proto/tidegate/v1/*.proto`; this crate adds the [`cursor`] and the [`limits`]. It does no I/O.
+//! from `proto/tidegate/v1/*.proto`; this crate adds the [`cursor`] and the [`limits`]. It does no I/O, except for the
+//! `pool` of engines that gateway and worker share, which is a feature of its own.
 
 pub mod cursor;
 pub mod limits;
+#[cfg(feature = "pool")]
+pub mod pool;
 
 /// The generated messages and services of `tidegate.v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, rust_2018_idioms)]

@@ -28,7 +28,6 @@ use std::{
 use edge_gateway::{Config, Gateway};
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt as _;
-use tonic::transport::Endpoint;
 
 #[path = "fanout/engine.rs"]
 mod engine;
@@ -57,9 +56,9 @@ fn main() {
 fn bench() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let mut engine = Peer::start("engine");
-    let endpoint = Endpoint::from_shared(format!("http://{}", engine.line())).unwrap();
+    let engines = format!("http://{}", engine.line()).parse().unwrap();
     let gateway = runtime.block_on(async {
-        let bound = Gateway::bind(Config { admin_listen: None, ..Config::local(endpoint) }).unwrap();
+        let bound = Gateway::bind(Config { admin_listen: None, ..Config::local(engines) }).unwrap();
         let addr = bound.addr();
         tokio::spawn(bound.serve(std::future::pending()));
         addr

@@ -29,6 +29,7 @@ pub(crate) fn router(admin: Admin) -> Router {
 }
 
 async fn metrics(State(admin): State<Admin>) -> ([(header::HeaderName, &'static str); 1], String) {
+    admin.metrics.engines(admin.engine.size());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render())
 }
 

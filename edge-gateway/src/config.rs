@@ -6,7 +6,7 @@
 use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use clap::Parser;
-use tonic::transport::Endpoint;
+use tidegate_proto::pool::Targets;
 
 use crate::hub::Timing;
 
@@ -20,9 +20,15 @@ pub struct Args {
     /// Where /metrics, /healthz and /readyz are served; never the public address
     #[arg(long, env = "TIDEGATE_ADMIN_LISTEN", default_value = "127.0.0.1:9464", value_name = "ADDR")]
     pub admin_listen: String,
-    /// The job engine's gRPC address
-    #[arg(long, env = "TIDEGATE_ENGINE", default_value = "http://127.0.0.1:50051", value_name = "URL")]
-    pub engine: String,
+    /// A job engine's gRPC address; repeatable, or separated by commas. A name may lead to several engines
+    #[arg(
+        long = "engine",
+        env = "TIDEGATE_ENGINE",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:50051",
+        value_name = "URL"
+    )]
+    pub engines: Vec<String>,
     /// Connections served at once; more wait in the listen queue
     #[arg(long, env = "TIDEGATE_MAX_CONNECTIONS", default_value = "18000", value_name = "N")]
     pub max_connections: String,
@@ -44,8 +50,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where operators look; `None` serves no admin port.
     pub admin_listen: Option<SocketAddr>,
-    /// The engine.
-    pub engine: Endpoint,
+    /// The engines.
+    pub engines: Targets,
     /// Connections at once.
     pub max_connections: usize,
     /// Streams at once.
@@ -70,13 +76,13 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl Config {
-    /// The defaults, for an engine at `engine`, on free loopback ports: for embedders and tests.
-    pub fn local(engine: Endpoint) -> Self {
+    /// The defaults, for the engines at `engines`, on free loopback ports: for embedders and tests.
+    pub fn local(engines: Targets) -> Self {
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
             listen: loopback,
             admin_listen: Some(loopback),
-            engine,
+            engines,
             max_connections: 18_000,
             max_streams: 16_000,
             drain: Duration::from_secs(10),
@@ -116,28 +122,30 @@ impl Args {
         let max_connections = parse(&mut errors, "--max-connections", &self.max_connections, "a number");
         let max_streams = parse(&mut errors, "--max-streams", &self.max_streams, "a number");
         let drain: Option<u16> = parse(&mut errors, "--drain-seconds", &self.drain_seconds, "whole seconds");
-        let engine = Endpoint::from_shared(self.engine.clone()).ok().filter(|e| e.uri().host().is_some());
-        if engine.is_none() {
-            errors.push(format!("--engine {:?} is no URL such as http://127.0.0.1:50051", self.engine));
+        let engines = Targets::parse(&self.engines);
+        if let Err(found) = &engines {
+            errors.extend(found.iter().map(|error| format!("--engine {error}")));
         }
+        let engines = engines.ok();
         for (flag, value) in [("--max-connections", max_connections), ("--max-streams", max_streams)] {
             if value == Some(0) {
                 errors.push(format!("{flag} must be at least 1"));
             }
         }
-        if let Some(listen) = listen {
-            let engine = engine.clone().unwrap_or_else(|| Endpoint::from_static("http://127.0.0.1"));
-            let addresses =
-                Config { listen, admin_listen: admin, insecure: self.insecure, ..Config::local(engine) };
+        // Any engine will do to check the addresses.
+        let some_engine = engines.clone().or_else(|| "http://127.0.0.1".parse().ok());
+        if let (Some(listen), Some(engine)) = (listen, some_engine) {
+            let local = Config::local(engine);
+            let addresses = Config { listen, admin_listen: admin, insecure: self.insecure, ..local };
             if let Err(ConfigErrors(more)) = addresses.check() {
                 errors.extend(more);
             }
         }
-        match (listen, admin, engine, max_connections, max_streams, drain) {
+        match (listen, admin, engines, max_connections, max_streams, drain) {
             (
                 Some(listen),
                 Some(admin),
-                Some(engine),
+                Some(engines),
                 Some(max_connections),
                 Some(max_streams),
                 Some(drain),
@@ -148,7 +156,7 @@ impl Args {
                 max_streams,
                 drain: Duration::from_secs(drain.into()),
                 insecure: self.insecure,
-                ..Config::local(engine)
+                ..Config::local(engines)
             }),
             _ => Err(ConfigErrors(errors)),
         }

@@ -1,63 +1,117 @@
-//! The way to the engine: one lazily connected channel, and a deadline on every call that is not a stream.
+//! The way to the engines: a deadline on every call that is not a stream, and another engine when one is away.
 //!
-//! The gateway knows the engine by this client only. A call that fails is not repeated here: whoever calls knows
-//! whether that would be safe.
+//! The gateway knows engines by this client only. A call is repeated elsewhere when its engine broke, and only if it
+//! may be made twice ([`Engine::call`]) or surely was not made ([`Engine::call_once`]). What an engine answers is never asked twice.
 
-use std::time::Duration;
+use std::{error::Error as _, net::SocketAddr, time::Duration};
 
-use tidegate_proto::{limits::MAX_MESSAGE_BYTES, v1::job_service_client::JobServiceClient};
-use tonic::{
-    Request, Response, Status,
-    transport::{Channel, Endpoint},
+use tidegate_proto::{
+    limits::MAX_MESSAGE_BYTES,
+    pool::{Pick, Pool, Targets, is_unsent},
+    v1::job_service_client::JobServiceClient,
 };
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, Request, Response, Status, transport::Channel};
+use tonic_types::StatusExt as _;
 
-/// How long a call may take.
+/// How long a call may take, all tries together.
 const CALL: Duration = Duration::from_secs(10);
-/// How long connecting may take.
-const CONNECT: Duration = Duration::from_secs(3);
-/// HTTP/2 PINGs while calls are open, so that a dead engine is noticed by streams that merely wait.
-const PING: Duration = Duration::from_secs(20);
+/// On how many engines a call is tried.
+const TRIES: usize = 3;
 
 /// The client of the generated service.
 pub(crate) type Client = JobServiceClient<Channel>;
 
-/// A cheap handle on the engine.
+/// A cheap handle on the engines.
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
-    client: Client,
+    pool: Pool,
 }
 
 impl Engine {
     /// A handle that connects when it is first used, and again whenever it has to.
-    pub(crate) fn new(endpoint: Endpoint) -> Self {
-        let channel = endpoint
-            .connect_timeout(CONNECT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(PING)
-            .keep_alive_timeout(Duration::from_secs(10))
-            .connect_lazy();
-        Self { client: JobServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES) }
+    pub(crate) fn new(targets: Targets) -> Self {
+        Self { pool: Pool::new(targets) }
     }
 
-    /// The bare client, for streams.
-    pub(crate) fn client(&self) -> Client {
-        self.client.clone()
+    /// An engine for a stream, if possible another one than at `avoid`.
+    pub(crate) async fn stream(&self, avoid: Option<SocketAddr>) -> Result<(Client, Pick), Status> {
+        let pick = self.pool.stream(avoid).await?;
+        Ok((client(&pick), pick))
     }
 
-    /// Makes one call within its deadline, which the engine is told, too.
-    pub(crate) async fn call<Q, A, F>(
+    /// How many engines are known, and how many of them serve.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        self.pool.size()
+    }
+
+    /// Makes one call within its deadline, which the engine is told, too. It may be made twice.
+    pub(crate) async fn call<Q: Clone, A, F>(
         &self,
         request: Q,
-        call: impl FnOnce(Client, Request<Q>) -> F,
+        call: impl Fn(Client, Request<Q>) -> F,
     ) -> Result<A, Status>
     where
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        let mut request = Request::new(request);
-        request.set_timeout(CALL);
-        match tokio::time::timeout(CALL, call(self.client(), request)).await {
-            Ok(answer) => answer.map(Response::into_inner),
-            Err(_) => Err(Status::deadline_exceeded("the engine did not answer in time")),
+        self.try_calls(request, call, true).await
+    }
+
+    /// Like [`Engine::call`], but the engine never sees it twice.
+    pub(crate) async fn call_once<Q: Clone, A, F>(
+        &self,
+        request: Q,
+        call: impl Fn(Client, Request<Q>) -> F,
+    ) -> Result<A, Status>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        self.try_calls(request, call, false).await
+    }
+
+    async fn try_calls<Q: Clone, A, F>(
+        &self,
+        message: Q,
+        call: impl Fn(Client, Request<Q>) -> F,
+        repeatable: bool,
+    ) -> Result<A, Status>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let deadline = Instant::now() + CALL;
+        let (mut avoid, mut tries) = (None, TRIES);
+        loop {
+            tries -= 1;
+            let pick = self.pool.call(avoid).await?;
+            let mut request = Request::new(message.clone());
+            request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+            let answer = tokio::select! {
+                answer = timeout_at(deadline, call(client(&pick), request)) => answer,
+                () = pick.lost(), if repeatable && tries > 0 => Ok(Err(Status::unavailable("the engine fell silent"))),
+            };
+            let Ok(answer) = answer else {
+                return Err(Status::deadline_exceeded("the engine did not answer in time"));
+            };
+            let Err(status) = answer else { return answer.map(Response::into_inner) };
+            if !broke(&status) {
+                return Err(status);
+            }
+            pick.failed();
+            if tries == 0 || !(repeatable || is_unsent(&status)) {
+                return Err(status);
+            }
+            avoid = Some(pick.addr());
         }
     }
+}
+
+/// Whether the way to the engine broke, or the engine drains: another one may do better. What an engine says of its log
+/// is no such thing, because they share it.
+pub(crate) fn broke(status: &Status) -> bool {
+    let says = status.get_details_error_info().is_some_and(|info| info.reason != "DRAINING");
+    !says && (status.source().is_some() || status.code() == Code::Unavailable)
+}
+
+fn client(pick: &Pick) -> Client {
+    JobServiceClient::new(pick.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }

@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use crate::{
     caller::Caller,
+    engine::Client,
     json::{JobView, KindView},
     problem::Problem,
     routes::{App, MAX_BODY_BYTES},
@@ -154,7 +155,14 @@ pub(crate) async fn submit(
         }),
         idempotency_key: idempotency_key.to_owned(),
     };
-    let answer = app.engine.call(request, |mut client, r| async move { client.submit_job(r).await }).await?;
+    // Only the key makes it the same job when it is sent twice.
+    let keyed = !request.idempotency_key.is_empty();
+    let submit = |mut client: Client, r| async move { client.submit_job(r).await };
+    let answer = if keyed {
+        app.engine.call(request, submit).await
+    } else {
+        app.engine.call_once(request, submit).await
+    }?;
     let job = present(answer.job)?;
     let status = if answer.created { StatusCode::CREATED } else { StatusCode::OK };
     let location =
@@ -225,7 +233,8 @@ pub(crate) async fn retry(
 ) -> Result<Response, Problem> {
     let job_id: JobId = job_id.parse()?;
     let request = RetryJobRequest { caller: caller.proto(), job_id: job_id.to_string() };
-    let answer = app.engine.call(request, |mut client, r| async move { client.retry_job(r).await }).await?;
+    let answer =
+        app.engine.call_once(request, |mut client, r| async move { client.retry_job(r).await }).await?;
     Ok((StatusCode::ACCEPTED, json(&JobView::from(&present(answer.job)?))).into_response())
 }
 
@@ -237,7 +246,7 @@ pub(crate) async fn delete(
 ) -> Result<Response, Problem> {
     let job_id: JobId = job_id.parse()?;
     let request = DeleteJobRequest { caller: caller.proto(), job_id: job_id.to_string() };
-    app.engine.call(request, |mut client, r| async move { client.delete_job(r).await }).await?;
+    app.engine.call_once(request, |mut client, r| async move { client.delete_job(r).await }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

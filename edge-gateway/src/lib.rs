@@ -107,7 +107,7 @@ impl Bound {
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let (addr, admin_addr) = (self.addr(), self.admin_addr());
         let (metrics, drain) = (Arc::new(Metrics::new()), Drain::default());
-        let engine = Engine::new(self.config.engine);
+        let engine = Engine::new(self.config.engines);
         let registry = Registry::new(
             engine.clone(),
             self.config.timing,

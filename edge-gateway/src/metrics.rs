@@ -29,6 +29,8 @@ pub(crate) struct Metrics {
     pub(crate) breaks: Counter,
     /// Pages read for viewers behind the ring.
     pub(crate) history_reads: Counter,
+    engines_known: Gauge,
+    engines_serving: Gauge,
     opened: [Counter; OUTCOMES.len()],
     closed: [Counter; REASONS.len()],
 }
@@ -55,6 +57,8 @@ impl Metrics {
                 "Streams by what became of their cursor."
             );
             describe_counter!("tidegate_gateway_streams_closed_total", "Streams by why they ended.");
+            describe_gauge!("tidegate_gateway_engines_known", "Addresses of engines.");
+            describe_gauge!("tidegate_gateway_engines_serving", "Engines that say that they serve.");
             Self {
                 handle,
                 active: gauge!("tidegate_gateway_streams"),
@@ -63,6 +67,8 @@ impl Metrics {
                 upstreams: gauge!("tidegate_gateway_upstreams"),
                 breaks: counter!("tidegate_gateway_upstream_breaks_total"),
                 history_reads: counter!("tidegate_gateway_history_reads_total"),
+                engines_known: gauge!("tidegate_gateway_engines_known"),
+                engines_serving: gauge!("tidegate_gateway_engines_serving"),
                 opened: OUTCOMES.map(|o| counter!("tidegate_gateway_streams_opened_total", "outcome" => o)),
                 closed: REASONS.map(|r| counter!("tidegate_gateway_streams_closed_total", "reason" => r)),
             }
@@ -72,6 +78,13 @@ impl Metrics {
     /// Counts a stream by what became of its cursor.
     pub(crate) fn opened(&self, outcome: &'static str) {
         count(&OUTCOMES, &self.opened, outcome);
+    }
+
+    /// Notes how many engines there are, and how many of them serve.
+    #[expect(clippy::cast_precision_loss, reason = "nobody has that many engines")]
+    pub(crate) fn engines(&self, (known, serving): (usize, usize)) {
+        self.engines_known.set(known as f64);
+        self.engines_serving.set(serving as f64);
     }
 
     /// Counts a stream by why it ended.

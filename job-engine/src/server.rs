@@ -40,6 +40,8 @@ const HEALTH_EVERY: Duration = Duration::from_secs(2);
 /// How long the sweeper, or the assigner, may be busy with one round before the engine counts as not ready: longer
 /// than every call of the store in it together.
 const STUCK: Duration = Duration::from_secs(120);
+/// Streams and calls open on one connection; more wait. Our own clients open another connection long before.
+const MAX_STREAMS: u32 = 1000;
 /// How long streams have to end after a stop before the process stops waiting for them.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -144,6 +146,7 @@ impl Bound {
         let server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .max_concurrent_streams(MAX_STREAMS)
             .initial_connection_window_size(8 << 20)
             .add_service(
                 JobServiceServer::new(services.clone())

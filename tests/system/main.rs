@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod crash;
+mod fleet;
 mod import;
 mod resume;
 mod steer;

@@ -1,6 +1,8 @@
 //! What every system test needs: processes that can be killed, a whole Tidegate, and conditions to wait for.
 
+pub(crate) mod fleet;
 mod process;
+pub(crate) mod proxy;
 mod redis;
 mod stack;
 

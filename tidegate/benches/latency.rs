@@ -122,8 +122,8 @@ async fn system(mut flags: Vec<String>, seconds: u64) -> Vec<u64> {
     let engine = server::bind(&Flags::parse_from(flags).config).await.expect("an engine");
     let grpc = format!("http://{}", engine.grpc_addr().expect("an address"));
     let engine = tokio::spawn(engine.serve(stop.clone()));
-    let endpoint = tonic::transport::Endpoint::from_shared(grpc.clone()).expect("a url");
-    let config = edge_gateway::Config { drain: Duration::ZERO, ..edge_gateway::Config::local(endpoint) };
+    let engines = grpc.parse().expect("a url");
+    let config = edge_gateway::Config { drain: Duration::ZERO, ..edge_gateway::Config::local(engines) };
     let gateway = edge_gateway::Gateway::bind(config).expect("a gateway");
     let http = gateway.addr();
     let gateway = tokio::spawn(gateway.serve(stop.clone().cancelled_owned()));

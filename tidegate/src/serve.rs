@@ -40,7 +40,7 @@ pub async fn run(args: &Serve) -> Result<u8, Failure> {
 
     let engine = job_engine::server::bind(&engine).await?;
     let grpc = engine.grpc_addr()?;
-    gateway.engine = plan::endpoint(grpc)?;
+    gateway.engines = plan::url(grpc).parse().map_err(anyhow::Error::from)?;
     let gateway = Gateway::bind(gateway).map_err(anyhow::Error::from)?;
     let http = gateway.addr();
 

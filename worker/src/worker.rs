@@ -10,10 +10,13 @@ mod owner;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tidegate_proto::{limits, v1};
+use tidegate_proto::{
+    limits,
+    pool::{TargetError, Targets},
+    v1,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Endpoint;
 
 use crate::JobHandler;
 
@@ -33,12 +36,9 @@ pub enum Status {
 /// Why a description makes no worker.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
-    /// An engine's address is no URI of the form `http://host:port`.
-    #[error("{0:?} is no engine address; it looks like http://127.0.0.1:50051")]
-    Engine(String),
-    /// There is no engine.
-    #[error("a worker needs at least one engine")]
-    NoEngine,
+    /// An engine's address is no URL of the form `http://host:port`, or there is none.
+    #[error(transparent)]
+    Engine(#[from] TargetError),
     /// There is no handler.
     #[error("a worker needs at least one kind of job")]
     NoHandler,
@@ -68,7 +68,7 @@ pub struct WorkerBuilder {
 
 /// What the owner task needs to know.
 pub(crate) struct Plan {
-    engines: Vec<Endpoint>,
+    engines: Targets,
     name: String,
     capacity: u32,
     grace: Duration,
@@ -77,7 +77,9 @@ pub(crate) struct Plan {
 }
 
 impl Worker {
-    /// Begins the description of a worker for `engines`, addresses such as `http://127.0.0.1:50051`, tried in turn.
+    /// Begins the description of a worker for `engines`, addresses such as `http://127.0.0.1:50051`. A name may lead to
+    /// several. The worker holds one stream, to any engine that serves, and goes to another when that one dies, drains or falls
+    /// silent; when an engine joins, every worker goes there with a probability that keeps all equally loaded.
     pub fn builder<I: IntoIterator<Item: Into<String>>>(engines: I) -> WorkerBuilder {
         WorkerBuilder {
             engines: engines.into_iter().map(Into::into).collect(),
@@ -151,15 +153,9 @@ impl WorkerBuilder {
     /// Everything that is wrong with it.
     pub fn build(self) -> Result<Worker, Vec<BuildError>> {
         let mut errors = Vec::new();
-        if self.engines.is_empty() {
-            errors.push(BuildError::NoEngine);
-        }
-        let mut engines = Vec::new();
-        for uri in self.engines {
-            match link::endpoint(&uri) {
-                Some(endpoint) => engines.push(endpoint),
-                None => errors.push(BuildError::Engine(uri)),
-            }
+        let engines = Targets::parse(self.engines);
+        if let Err(found) = &engines {
+            errors.extend(found.iter().cloned().map(BuildError::Engine));
         }
         if self.handlers.is_empty() {
             errors.push(BuildError::NoHandler);
@@ -181,9 +177,10 @@ impl WorkerBuilder {
                 });
             }
         }
-        if !errors.is_empty() {
-            return Err(errors);
-        }
+        let engines = match engines {
+            Ok(engines) if errors.is_empty() => engines,
+            _ => return Err(errors),
+        };
         let Self { name, capacity, grace, status, .. } = self;
         Ok(Worker { plan: Plan { engines, name, capacity, grace, kinds, handlers }, status })
     }

@@ -13,7 +13,6 @@ use http_body::Body as _;
 use proptest::prelude::*;
 use tidegate_proto::v1::{Completed, Log};
 use tokio::sync::Semaphore;
-use tonic::transport::Endpoint;
 
 use super::{viewer::Viewer, *};
 use crate::engine::Engine;
@@ -75,7 +74,7 @@ impl Browser {
 }
 
 fn hub(first: u64) -> Arc<Hub> {
-    let engine = Engine::new(Endpoint::from_static("http://127.0.0.1:1"));
+    let engine = Engine::new("http://127.0.0.1:1".parse().unwrap());
     let job_id: Arc<str> = Arc::from("job");
     let metrics = Arc::new(Metrics::new());
     let history = History::new(Arc::clone(&job_id), engine, metrics.history_reads.clone());

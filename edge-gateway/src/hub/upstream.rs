@@ -4,7 +4,7 @@
 //! a hole is read again before anything behind it is published. The stream is always drained, so that viewers of one
 //! job never slow the shared connection.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -18,12 +18,20 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status, Streaming};
 
 use super::{End, Hub, Registry, Stage, Timing, ring};
-use crate::{engine::Engine, problem::Problem, sse};
+use crate::{
+    engine::{Client, Engine, broke},
+    problem::Problem,
+    sse,
+};
 
 /// Events that are published, and viewers woken, together at most.
 const BATCH: usize = 64;
 /// A stream that lived this long was healthy: the next pause is short again.
 const HEALTHY: Duration = Duration::from_secs(10);
+/// How long opening a log may take before the operator hears of it.
+const SLOW: Duration = Duration::from_secs(1);
+/// How long a stream may stay silent: the engine sends a heartbeat every 15 to 20 seconds.
+const SILENCE: Duration = Duration::from_secs(45);
 /// The first pause after a break, before jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -44,10 +52,10 @@ pub(super) async fn run(hub: Arc<Hub>, engine: Engine, registry: Registry, timin
 
 /// Follows the log across breaks, to the end of the job.
 async fn follow(hub: &Hub, engine: &Engine, timing: Timing) -> End {
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut tries, mut avoid) = (FIRST_PAUSE, 0, None);
     loop {
         let began = Instant::now();
-        let status = match watch(hub, engine, timing).await {
+        let status = match watch(hub, engine, timing, &mut avoid).await {
             Ok(()) => return End::Finished,
             Err(status) => status,
         };
@@ -61,17 +69,40 @@ async fn follow(hub: &Hub, engine: &Engine, timing: Timing) -> End {
             return End::Goodbye(sse::Goodbye::EngineUnavailable); // nobody is attached to hear it
         }
         if began.elapsed() >= HEALTHY {
-            pause = FIRST_PAUSE;
+            (pause, tries) = (FIRST_PAUSE, 0);
         }
         tracing::debug!(job_id = %hub.job_id, code = ?status.code(), message = status.message(), "upstream broke");
         hub.metrics.breaks.increment(1);
         sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-        pause = (pause * 2).min(timing.max_backoff);
+        // Patience is for those that have failed: each engine gets its try before the pause grows.
+        tries += 1;
+        if tries >= engine.size().1 {
+            (pause, tries) = ((pause * 2).min(timing.max_backoff), 0);
+        }
     }
 }
 
-/// Follows the log until the stream ends; `Ok` means that the job has ended and everything is published.
-async fn watch(hub: &Hub, engine: &Engine, timing: Timing) -> Result<(), Status> {
+/// Follows the log on one engine, which it leaves in `avoid`, until the stream ends or the engine falls silent; `Ok`
+/// means that the job has ended and everything is published.
+async fn watch(
+    hub: &Hub,
+    engine: &Engine,
+    timing: Timing,
+    avoid: &mut Option<SocketAddr>,
+) -> Result<(), Status> {
+    let (client, pick) = engine.stream(*avoid).await?;
+    *avoid = Some(pick.addr());
+    let followed = tokio::select! {
+        followed = watch_on(client, hub, engine, timing) => followed,
+        () = pick.lost() => Err(Status::unavailable("the engine fell silent, and another one serves")),
+    };
+    if followed.as_ref().is_err_and(broke) {
+        pick.failed();
+    }
+    followed
+}
+
+async fn watch_on(mut client: Client, hub: &Hub, engine: &Engine, timing: Timing) -> Result<(), Status> {
     let cursor = hub.resume_cursor();
     let request = WatchJobRequest {
         caller: None,
@@ -81,15 +112,20 @@ async fn watch(hub: &Hub, engine: &Engine, timing: Timing) -> Result<(), Status>
         cursor: cursor.map(|c| c.to_string()).unwrap_or_default(),
     };
     let late = |_| Status::deadline_exceeded("the engine did not open the log in time");
-    let mut client = engine.client();
+    let began = Instant::now();
     let mut stream = timeout(timing.open, client.watch_job(request)).await.map_err(late)??.into_inner();
     let first = timeout(timing.open, stream.message()).await.map_err(late)??;
+    if began.elapsed() >= SLOW {
+        // A peer or proxy that caps the streams of a connection queues the next one in silence.
+        tracing::warn!(job_id = %hub.job_id, took = ?began.elapsed(), "a log was slow to open");
+    }
     let Some(WatchJobResponse { message: Some(Message::Opened(opened)) }) = first else {
         return Err(Status::unavailable("the engine did not begin with WatchOpened"));
     };
     accept(hub, &opened)?;
     let mut batch = Vec::with_capacity(BATCH);
-    while let Some(message) = stream.message().await? {
+    let silent = |_| Status::unavailable("the engine sends no heartbeats");
+    while let Some(message) = timeout(SILENCE, stream.message()).await.map_err(silent)?? {
         let ended = gather(hub, engine, &mut stream, message, &mut batch).await;
         hub.publish(&mut batch);
         if ended? {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod drain;
+mod engines;
 mod fanout;
 mod faults;
 mod http;

@@ -6,8 +6,8 @@ pub(crate) mod engine;
 use std::{net::SocketAddr, time::Duration};
 
 use edge_gateway::{Config, Gateway, Timing};
+use tidegate_proto::pool::Targets;
 use tokio::{sync::oneshot, task::JoinHandle};
-use tonic::transport::Endpoint;
 
 pub(crate) use self::{
     client::{Answer, Event},
@@ -42,8 +42,14 @@ impl Edge {
     }
 
     pub(crate) fn with(engine: &ScriptedEngine, change: impl FnOnce(&mut Config)) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{}", engine.addr())).unwrap();
-        let mut config = Config { timing: timing(), ..Config::local(endpoint) };
+        Self::before(&[engine], change)
+    }
+
+    /// A gateway that knows several engines.
+    pub(crate) fn before(engines: &[&ScriptedEngine], change: impl FnOnce(&mut Config)) -> Self {
+        let engines =
+            Targets::parse(engines.iter().map(|engine| format!("http://{}", engine.addr()))).unwrap();
+        let mut config = Config { timing: timing(), ..Config::local(engines) };
         change(&mut config);
         let bound = Gateway::bind(config).unwrap();
         let (addr, admin) = (bound.addr(), bound.admin_addr().unwrap());

@@ -13,7 +13,6 @@ use std::{
 use clap::Parser;
 use tidegate_worker::{Status, config::Settings};
 use tokio::sync::watch;
-use tonic::transport::Endpoint;
 
 use crate::{args::Serve, exit::Failure};
 
@@ -185,11 +184,6 @@ fn in_use(errors: &mut Vec<String>, addresses: &[(&str, Option<SocketAddr>)]) {
             errors.push(format!("{flag} {addr}: {hint}"));
         }
     }
-}
-
-/// The engine as the gateway dials it.
-pub(super) fn endpoint(addr: SocketAddr) -> Result<Endpoint, anyhow::Error> {
-    Ok(Endpoint::from_shared(url(addr))?)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The pause between two tries to connect: doubled each time, jittered, and forgotten only after a healthy time.
+//! The pause between two tries to connect: doubled when every engine has had its try, jittered, and forgotten only
+//! after a healthy time.
 
 use std::time::Duration;
 
@@ -17,14 +18,16 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// The pause before the next try, after a connection that lasted `lasted` (zero if there was none).
+    /// The pause before the next try, after a connection that lasted `lasted` (zero if there was none), when `engines`
+    /// of them seem to serve.
     ///
     /// `jitter` is uniform in [0, 1); the pause lies between a half and the whole of the doubled time.
-    pub(super) fn pause(&mut self, lasted: Duration, jitter: f64) -> Duration {
+    pub(super) fn pause(&mut self, lasted: Duration, engines: usize, jitter: f64) -> Duration {
         if lasted >= HEALTHY {
             self.tries = 0;
         }
-        let whole = FIRST.saturating_mul(1 << self.tries.min(16)).min(LONGEST);
+        let rounds = self.tries / u32::try_from(engines.max(1)).unwrap_or(u32::MAX);
+        let whole = FIRST.saturating_mul(1 << rounds.min(16)).min(LONGEST);
         self.tries = self.tries.saturating_add(1);
         whole.mul_f64(0.5 + jitter / 2.0)
     }
@@ -39,13 +42,21 @@ mod tests {
         let mut backoff = Backoff::default();
         let mut last = Duration::ZERO;
         for _ in 0..6 {
-            let pause = backoff.pause(Duration::from_secs(1), 0.0);
+            let pause = backoff.pause(Duration::from_secs(1), 1, 0.0);
             assert!(pause > last, "{pause:?} after {last:?}");
             last = pause;
         }
         for _ in 0..100 {
-            assert!(backoff.pause(Duration::ZERO, 0.999) <= LONGEST);
+            assert!(backoff.pause(Duration::ZERO, 1, 0.999) <= LONGEST);
         }
-        assert_eq!(backoff.pause(HEALTHY, 0.0), FIRST / 2);
+        assert_eq!(backoff.pause(HEALTHY, 1, 0.0), FIRST / 2);
+    }
+
+    #[test]
+    fn each_engine_has_its_try_before_the_pause_grows() {
+        let mut backoff = Backoff::default();
+        let pauses = [(); 6].map(|()| backoff.pause(Duration::ZERO, 3, 0.0));
+        let (short, long) = (FIRST / 2, FIRST);
+        assert_eq!(pauses, [short, short, short, long, long, long]);
     }
 }

@@ -1,14 +1,15 @@
-//! One connection to an engine: dialled, greeted and welcomed. No state beyond the stream itself.
+//! One stream to an engine: dialled, greeted and welcomed. No state beyond the stream itself.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use tidegate_proto::{
     limits,
+    pool::{Pick, Pool, diagnose},
     v1::{self, work_request, work_response, worker_service_client::WorkerServiceClient},
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming, transport::Endpoint};
+use tonic::{Status, Streaming};
 
 /// How long dialling, greeting and the welcome may take together.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -22,43 +23,59 @@ pub(super) struct Link {
     pub(super) out: mpsc::Sender<v1::WorkRequest>,
     /// From the engine.
     pub(super) inbound: Streaming<v1::WorkResponse>,
+    /// The engine.
+    pub(super) pick: Pick,
+}
+
+/// What became of a try to connect.
+pub(super) struct Dialled {
+    /// Where the engine is; nothing if none is known.
+    pub(super) engine: Option<SocketAddr>,
+    pub(super) outcome: Result<(Link, v1::Welcome), LinkError>,
 }
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
-    #[error("cannot connect by gRPC: {}", source_chain(.0))]
-    Dial(#[from] tonic::transport::Error),
-    #[error("the engine refused the stream, or what answers there speaks no gRPC: {0}")]
+    #[error("no stream by gRPC: {}", diagnose(.0))]
     Refused(#[from] Box<Status>),
     #[error("the engine's first message was no welcome")]
     NoWelcome,
     #[error("no welcome within {PATIENCE:?}")]
     TimedOut,
+    #[error("the engine fell silent, and another one serves")]
+    Lost,
 }
 
-/// The settings of a connection to `uri`; none if that is no address.
-pub(super) fn endpoint(uri: &str) -> Option<Endpoint> {
-    let endpoint = Endpoint::from_shared(uri.to_owned()).ok()?;
-    endpoint.uri().host()?;
-    // Without a scheme the dialler would fail for ever.
-    matches!(endpoint.uri().scheme_str(), Some("http" | "https")).then(|| {
-        endpoint
-            .connect_timeout(PATIENCE)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .keep_alive_while_idle(true)
-    })
+/// Picks an engine, if possible another one than at `avoid`, says `hello` and waits for the welcome.
+pub(super) async fn open(pool: Pool, avoid: Option<SocketAddr>, hello: v1::Hello) -> Dialled {
+    match pool.stream(avoid).await {
+        Ok(pick) => open_on(pick, hello).await,
+        Err(status) => Dialled { engine: None, outcome: Err(Box::new(status).into()) },
+    }
 }
 
-/// Connects, says `hello` and waits for the welcome.
-pub(super) async fn open(endpoint: Endpoint, hello: v1::Hello) -> Result<(Link, v1::Welcome), LinkError> {
-    tokio::time::timeout(PATIENCE, greet(endpoint, hello)).await.unwrap_or(Err(LinkError::TimedOut))
+/// Says `hello` to one engine and waits for the welcome.
+pub(super) async fn open_on(pick: Pick, hello: v1::Hello) -> Dialled {
+    let engine = Some(pick.addr());
+    let greeted = tokio::select! {
+        greeted = tokio::time::timeout(PATIENCE, greet(&pick, hello)) => greeted.unwrap_or(Err(LinkError::TimedOut)),
+        () = pick.lost() => Err(LinkError::Lost),
+    };
+    let outcome = match greeted {
+        Ok((out, inbound, welcome)) => Ok((Link { out, inbound, pick }, welcome)),
+        Err(error) => {
+            pick.failed();
+            Err(error)
+        }
+    };
+    Dialled { engine, outcome }
 }
 
-async fn greet(endpoint: Endpoint, hello: v1::Hello) -> Result<(Link, v1::Welcome), LinkError> {
-    let mut client = WorkerServiceClient::new(endpoint.connect().await?)
+type Greeted = (mpsc::Sender<v1::WorkRequest>, Streaming<v1::WorkResponse>, v1::Welcome);
+
+async fn greet(pick: &Pick, hello: v1::Hello) -> Result<Greeted, LinkError> {
+    let mut client = WorkerServiceClient::new(pick.channel())
         .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MAX_MESSAGE_BYTES);
     let (out, outbound) = mpsc::channel(OUTBOUND);
@@ -68,7 +85,7 @@ async fn greet(endpoint: Endpoint, hello: v1::Hello) -> Result<(Link, v1::Welcom
     let mut inbound = response.into_inner();
     let first = inbound.message().await.map_err(Box::new)?;
     match first.and_then(|response| response.message) {
-        Some(work_response::Message::Welcome(welcome)) => Ok((Link { out, inbound }, welcome)),
+        Some(work_response::Message::Welcome(welcome)) => Ok((out, inbound, welcome)),
         _ => Err(LinkError::NoWelcome),
     }
 }
@@ -76,15 +93,4 @@ async fn greet(endpoint: Endpoint, hello: v1::Hello) -> Result<(Link, v1::Welcom
 /// Wraps a message to the engine.
 pub(super) fn request(message: work_request::Message) -> v1::WorkRequest {
     v1::WorkRequest { message: Some(message) }
-}
-
-/// tonic's own text is "transport error"; what helps is further down.
-fn source_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

@@ -10,11 +10,12 @@
 mod jobs;
 mod line;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use tidegate_proto::{
     limits,
+    pool::{Pick, Pool},
     v1::{self, work_request, work_response::Message},
 };
 use tokio::{
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Plan, Status,
     backoff::Backoff,
-    link::{self, Link, LinkError},
+    link::{self, Dialled, Link},
 };
 use crate::{
     StopReason,
@@ -71,7 +72,7 @@ struct Running {
 /// The connection, or the way to the next one.
 enum Line {
     Waiting(Instant),
-    Dialling(BoxFuture<'static, Result<(Link, v1::Welcome), LinkError>>),
+    Dialling(BoxFuture<'static, Dialled>),
     Up(Box<Up>),
 }
 
@@ -85,6 +86,8 @@ struct Up {
     next_ping: Instant,
     /// Set by `Drain`: when to leave.
     leave_at: Option<Instant>,
+    /// Ends when another engine is the better one: the reason, and that engine if it is a certain one.
+    better: BoxFuture<'static, (&'static str, Option<Pick>)>,
 }
 
 /// What the loop woke up for.
@@ -93,7 +96,8 @@ enum Wake {
     Room(mpsc::OwnedPermit<v1::WorkRequest>),
     Heard(Message),
     Broken(String),
-    Dialled(Result<(Link, v1::Welcome), LinkError>),
+    Dialled(Box<Dialled>),
+    Better(&'static str, Option<Pick>),
     Time,
     Shutdown,
 }
@@ -109,8 +113,9 @@ pub(super) struct Owner {
     commands: mpsc::Sender<Command>,
     inbox: mpsc::Receiver<Command>,
     line: Line,
-    /// Which engine is next.
-    engine: usize,
+    pool: Pool,
+    /// The engine of this stream, or of the last try: the next one should be another.
+    engine: Option<SocketAddr>,
     backoff: Backoff,
     limits: Limits,
     phase: Phase,
@@ -128,6 +133,7 @@ impl Owner {
     pub(super) fn new(plan: Plan, status: watch::Sender<Status>) -> Self {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         Self {
+            pool: Pool::new(plan.engines.clone()),
             plan,
             status,
             session: Session::default(),
@@ -137,7 +143,7 @@ impl Owner {
             commands,
             inbox,
             line: Line::Waiting(Instant::now()),
-            engine: 0,
+            engine: None,
             backoff: Backoff::default(),
             limits: Limits {
                 checkpoint: limits::MAX_CHECKPOINT_BYTES,
@@ -159,12 +165,9 @@ impl Owner {
                     }
                 }
                 Wake::Heard(message) => self.heard(message),
-                Wake::Broken(why) => self.hang_up(&why),
-                Wake::Dialled(Ok((link, welcome))) => self.connected(link, welcome),
-                Wake::Dialled(Err(error)) => {
-                    tracing::warn!(engine = %self.engine_uri(), %error, "no engine");
-                    self.redial(Duration::ZERO);
-                }
+                Wake::Broken(why) => self.broken(&why),
+                Wake::Better(why, engine) => self.move_to(why, engine),
+                Wake::Dialled(dialled) => self.dialled(*dialled),
                 Wake::Time => {}
                 Wake::Shutdown => {
                     tracing::info!(running = self.jobs.len(), "shutting down");
@@ -189,7 +192,7 @@ impl Owner {
         let line = async {
             match &mut self.line {
                 Line::Waiting(_) => std::future::pending().await,
-                Line::Dialling(dial) => Wake::Dialled(dial.await),
+                Line::Dialling(dial) => Wake::Dialled(Box::new(dial.await)),
                 Line::Up(up) => {
                     let room = up.link.out.clone();
                     tokio::select! {
@@ -200,6 +203,7 @@ impl Owner {
                             Ok(None) => Wake::Broken("the engine closed the stream".to_owned()),
                             Err(status) => Wake::Broken(status.to_string()),
                         },
+                        (why, engine) = &mut up.better => Wake::Better(why, engine),
                         Ok(permit) = room.reserve_owned(), if has_unsent => Wake::Room(permit),
                     }
                 }
@@ -241,10 +245,9 @@ impl Owner {
         let idle = self.jobs.is_empty() && self.session.is_empty();
         match &mut self.line {
             Line::Waiting(at) if *at <= now => {
-                let endpoint = self.plan.engines[self.engine].clone();
-                self.line = Line::Dialling(link::open(endpoint, self.hello()).boxed());
+                self.line = Line::Dialling(link::open(self.pool.clone(), self.engine, self.hello()).boxed());
             }
-            Line::Up(up) if up.silent_at() <= now => self.hang_up("the engine is silent"),
+            Line::Up(up) if up.silent_at() <= now => self.broken("the engine is silent"),
             Line::Up(up) if up.leave_at.is_some_and(|at| idle || at <= now) => {
                 self.hang_up("the engine drained");
             }

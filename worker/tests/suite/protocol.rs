@@ -270,7 +270,10 @@ async fn j2_a_lease_that_is_lost_meanwhile_drops_the_job() {
 async fn j36_a_draining_engine_is_left_for_another_with_the_job_in_hand() {
     let (mut one, mut two) = (Engine::start().await, Engine::start().await);
     let worker = start(&[one.uri(), two.uri()], vec![obedient()]);
-    let mut stream = one.welcome().await;
+    let (mut stream, other) = tokio::select! {
+        stream = one.welcome() => (stream, &mut two),
+        stream = two.welcome() => (stream, &mut one),
+    };
     let mut status = worker.status.clone();
     status.wait_for(|status| *status == Status::Connected).await.unwrap();
     stream.assign(&job("j", "obedient", &json!({}))).await;
@@ -278,9 +281,34 @@ async fn j36_a_draining_engine_is_left_for_another_with_the_job_in_hand() {
     stream.answer(&begun, ReportResult::Ok).await;
     let deadline = Some((std::time::SystemTime::now() + Duration::from_secs(1)).into());
     stream.say(Message::Drain(v1::Drain { deadline })).await;
-    let next = two.accept().await;
+    let next = other.accept().await;
     assert_eq!(next.hello.leases.len(), 1);
     assert!(stream.next().await.is_none(), "the draining engine's stream is closed");
+}
+
+/// Each of 32 workers moves with one half: that none does happens once in four thousand million times.
+#[tokio::test]
+async fn workers_move_to_an_engine_that_joins_with_the_jobs_in_hand() {
+    let mut one = Engine::start().await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let engines = [one.uri(), format!("http://{free}")];
+    let (mut workers, mut streams) = (Vec::new(), Vec::new());
+    for n in 0..32 {
+        workers.push(start(&engines, vec![obedient()]));
+        let mut stream = one.welcome().await;
+        stream.assign(&job(&n.to_string(), "obedient", &json!({}))).await;
+        let begun = stream.report().await;
+        stream.answer(&begun, ReportResult::Ok).await;
+        streams.push(stream);
+    }
+    let mut two = Engine::start_at(free).await;
+    let moved = two.accept().await;
+    let [v1::HeldLease { job_id, lease_token }] = &moved.hello.leases[..] else {
+        panic!("{:?}", moved.hello)
+    };
+    assert_eq!(*lease_token, format!("1-{job_id}"));
+    let left = &mut streams[job_id.parse::<usize>().unwrap()];
+    assert!(left.next().await.is_none(), "the other stream is closed in order");
 }
 
 #[tokio::test]

@@ -79,6 +79,7 @@ pub(crate) struct Counts {
     pub(crate) watches: AtomicUsize,
     pub(crate) open: AtomicUsize,
     pub(crate) reads: AtomicUsize,
+    pub(crate) submits: AtomicUsize,
 }
 
 struct Log {
@@ -98,6 +99,25 @@ impl ScriptedEngine {
         engine.add_job(JOB);
         engine.serve(listener);
         engine
+    }
+
+    /// Another engine on the same logs, with faults of its own.
+    pub(crate) fn beside(other: &Self) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let engine = Self { shared: Arc::clone(&other.shared), runtime: Arc::default(), addr };
+        engine.serve(listener);
+        engine
+    }
+
+    /// Does nothing any more, but keeps its connections, like a stopped process; [`ScriptedEngine::kill`] ends it.
+    pub(crate) fn freeze(&self) -> std::sync::mpsc::Sender<()> {
+        let (frozen, thaw) = std::sync::mpsc::channel();
+        if let Running(Some(runtime)) = &*self.runtime.lock() {
+            // The runtime has one thread.
+            runtime.spawn(async move { thaw.recv() });
+        }
+        frozen
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
@@ -129,6 +149,8 @@ impl ScriptedEngine {
             let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
             let service = JobServiceServer::new(Service(shared));
             tonic::transport::Server::builder()
+                // As others do in silence: the hundred-and-first call of a connection waits.
+                .max_concurrent_streams(100)
                 .add_service(service)
                 .serve_with_incoming(incoming)
                 .await
@@ -481,8 +503,11 @@ impl JobService for Service {
         request: Request<SubmitJobRequest>,
     ) -> Result<Response<SubmitJobResponse>, Status> {
         let request = request.into_inner();
+        self.0.counts.submits.fetch_add(1, Ordering::SeqCst);
         match request.kind.as_str() {
             "demo" => {}
+            // As a proxy says when the engine behind it died, before or after it did something.
+            "half-done" => return Err(Status::unavailable("upstream connect error")),
             "broken-store" => return Err(refusal(Code::Unavailable, "STORE_UNAVAILABLE")),
             "conflict" => return Err(refusal(Code::AlreadyExists, "IDEMPOTENCY_CONFLICT")),
             _ => {

@@ -1,15 +1,20 @@
 //! The owner's connection: what is said on it, and what follows when it comes up or breaks.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
+use futures_util::FutureExt as _;
 use tidegate_proto::{
     limits,
+    pool::Pick,
     v1::{self, work_response::Message},
 };
 use tokio::time::Instant;
 
 use super::{Limits, Line, Owner, Phase, Up};
-use crate::worker::{Status, link::Link};
+use crate::worker::{
+    Status,
+    link::{self, Dialled, Link},
+};
 
 /// The ping interval when the engine does not say.
 const DEFAULT_PING: Duration = Duration::from_secs(10);
@@ -41,12 +46,24 @@ impl Owner {
         self.apply(effects);
     }
 
-    pub(super) fn connected(&mut self, link: Link, welcome: v1::Welcome) {
-        tracing::info!(engine = %self.engine_uri(), resumed = welcome.resumed.len(), "connected");
+    pub(super) fn dialled(&mut self, dialled: Dialled) {
+        self.engine = dialled.engine;
+        match dialled.outcome {
+            Ok((link, welcome)) => self.connected(link, welcome),
+            Err(error) => {
+                tracing::warn!(engine = self.engine_name(), %error, "no engine");
+                self.redial(Duration::ZERO);
+            }
+        }
+    }
+
+    fn connected(&mut self, link: Link, welcome: v1::Welcome) {
+        tracing::info!(engine = self.engine_name(), resumed = welcome.resumed.len(), "connected");
         let now = Instant::now();
         // Bounded below: a ping a millisecond would be an attack on the engine.
         let ping = duration(welcome.ping_interval).unwrap_or(DEFAULT_PING).max(Duration::from_millis(50));
-        let up = Up { link, since: now, heard: now, ping, next_ping: now + ping, leave_at: None };
+        let better = better(&link.pick).boxed();
+        let up = Up { link, since: now, heard: now, ping, next_ping: now + ping, leave_at: None, better };
         self.line = Line::Up(Box::new(up));
         let limit = |said: u32, default: usize| if said == 0 { default } else { said as usize };
         self.limits = Limits {
@@ -61,10 +78,18 @@ impl Owner {
         }
     }
 
+    /// The stream broke, or nothing is heard on it.
+    pub(super) fn broken(&mut self, why: &str) {
+        if let Line::Up(up) = &self.line {
+            up.link.pick.failed();
+        }
+        self.hang_up(why);
+    }
+
     pub(super) fn hang_up(&mut self, why: &str) {
         let Line::Up(up) = &self.line else { return };
         let lasted = up.since.elapsed();
-        tracing::warn!(engine = %self.engine_uri(), why, "disconnected");
+        tracing::warn!(engine = self.engine_name(), why, "disconnected");
         self.session.disconnected();
         if matches!(self.phase, Phase::Working) {
             self.status.send_replace(Status::Connecting);
@@ -72,14 +97,22 @@ impl Owner {
         self.redial(lasted);
     }
 
-    pub(super) fn redial(&mut self, lasted: Duration) {
-        self.engine = (self.engine + 1) % self.plan.engines.len();
-        let pause = self.backoff.pause(lasted, rand::random_range(0.0..1.0));
+    /// Goes to a better engine, with all leases.
+    pub(super) fn move_to(&mut self, why: &str, engine: Option<Pick>) {
+        self.hang_up(why);
+        if let Some(engine) = engine {
+            self.line = Line::Dialling(link::open_on(engine, self.hello()).boxed());
+        }
+    }
+
+    fn redial(&mut self, lasted: Duration) {
+        let (_, serving) = self.pool.size();
+        let pause = self.backoff.pause(lasted, serving, rand::random_range(0.0..1.0));
         self.line = Line::Waiting(Instant::now() + pause);
     }
 
-    pub(super) fn engine_uri(&self) -> &tonic::codegen::http::Uri {
-        self.plan.engines[self.engine].uri()
+    fn engine_name(&self) -> String {
+        self.engine.as_ref().map_or_else(|| self.plan.engines.to_string(), SocketAddr::to_string)
     }
 
     pub(super) fn hello(&self) -> v1::Hello {
@@ -89,6 +122,17 @@ impl Owner {
             capacity: self.plan.capacity,
             leases: self.session.held(),
             client: concat!("rust/", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+}
+
+/// Ends when another engine is the better one. Does not borrow the pick.
+fn better(pick: &Pick) -> impl Future<Output = (&'static str, Option<Pick>)> + Send + use<> {
+    let (lost, rebalanced) = (pick.lost(), pick.rebalanced());
+    async {
+        tokio::select! {
+            () = lost => ("the engine fell silent, and another one serves", None),
+            engine = rebalanced => ("another engine came, and gets its share", Some(engine)),
         }
     }
 }
