@@ -21,6 +21,10 @@ pub struct Args {
     #[arg(long, env = "TIDEGATE_ADMIN_LISTEN", default_value = "127.0.0.1:9464", value_name = "ADDR")]
     pub admin_listen: String,
     /// A job engine's gRPC address; repeatable, or separated by commas. A name may lead to several engines
+    ///
+    /// Engines share one Redis, so each can answer for every job. Calls and streams go to those that are healthy; when
+    /// one dies, falls silent or drains, viewers go on at another within a second, and see nothing of it. Names are resolved
+    /// again every few seconds.
     #[arg(
         long = "engine",
         env = "TIDEGATE_ENGINE",

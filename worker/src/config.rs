@@ -38,7 +38,11 @@ SIGTERM or Ctrl-C ends the worker: jobs that do not finish within the grace time
 #[derive(Clone, Debug, Parser)]
 #[command(name = "tidegate-worker", version, after_help = ABOUT_KINDS)]
 pub struct Args {
-    /// An engine to work for; may be repeated, engines are tried in turn.
+    /// An engine to work for; repeatable, or separated by commas. A name may lead to several engines.
+    ///
+    /// The worker holds one stream to one of those that are healthy. When that engine dies, falls silent or drains, the
+    /// worker takes its jobs along to another one within a second; when an engine joins, some workers move to it.
+    /// Names are resolved again every few seconds.
     #[arg(
         long = "engine",
         value_name = "URI",
@@ -78,7 +82,7 @@ struct File {
 /// Everything that a worker with the built-in kinds needs to know.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The engines' addresses, such as `http://127.0.0.1:50051`; tried in turn.
+    /// The engines' addresses, such as `http://127.0.0.1:50051`; a name may lead to several.
     pub engines: Vec<String>,
     /// The worker's name in the engine's logs.
     pub name: String,

@@ -53,7 +53,7 @@ impl Fleet {
             engines,
             gateways: vec![all.clone(); gateways],
             workers: vec![all; workers],
-            lease_seconds: 4,
+            lease_seconds: 15,
         };
         Self::with(addrs, plan).await
     }
