@@ -1,0 +1,147 @@
+"""The image and docker-compose.yml, judged without a container: by the schema, by linters, and by the binaries themselves."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import subprocess
+import sys
+import unittest
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DEBUG = ROOT / "target" / "debug"
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict] = COMPOSE["services"]
+#: Those whose image is ours, with their binary.
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+
+
+def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A tool of the environment that runs this test."""
+    command = [str(pathlib.Path(sys.executable).parent / name), *arguments]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+
+
+def mounts(service: dict) -> list[tuple[str, str]]:
+    return [tuple(volume.split(":")[:2]) for volume in service.get("volumes", [])]
+
+
+class Compose(unittest.TestCase):
+    def test_the_file_keeps_to_the_compose_specification(self) -> None:
+        judged = tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
+        self.assertEqual(judged.returncode, 0, judged.stdout + judged.stderr)
+
+    def test_all_parts_are_there_and_engines_and_gateways_twice(self) -> None:
+        for name in ["redis", "job-engine", "edge-gateway", "worker", "load-balancer", "prometheus", "grafana"]:
+            self.assertIn(name, SERVICES)
+        for name in ["job-engine", "edge-gateway"]:
+            self.assertEqual(SERVICES[name]["deploy"]["replicas"], 2)
+
+    def test_every_service_is_confined(self) -> None:
+        for name, service in SERVICES.items():
+            with self.subTest(service=name):
+                self.assertTrue(service["read_only"])
+                self.assertEqual(service["cap_drop"], ["ALL"])
+                self.assertIn("no-new-privileges:true", service["security_opt"])
+                limits = service["deploy"]["resources"]["limits"]
+                self.assertEqual(set(limits), {"cpus", "memory", "pids"})
+                if name == "init":
+                    # The only root there is: it hands out secrets, once, without a network.
+                    self.assertEqual((service["restart"], service["network_mode"]), ("no", "none"))
+                    continue
+                self.assertEqual(service["restart"], "unless-stopped")
+                self.assertNotIn(service["user"].split(":")[0], ["0", "root"])
+                self.assertIn("healthcheck", service)
+
+    def test_nothing_is_published_beyond_this_machine(self) -> None:
+        published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+        self.assertEqual(set(published), {"load-balancer", "prometheus", "grafana"})
+        for ports in published.values():
+            for port in ports:
+                self.assertTrue(port.startswith("127.0.0.1:"), port)
+        self.assertTrue(COMPOSE["networks"]["log"]["internal"], "Redis has a way out")
+
+    def test_every_flag_is_one_of_its_binary(self) -> None:
+        self.assertGreaterEqual(len(OURS), 3)
+        for name, service in OURS.items():
+            binary, *flags = service["command"]
+            told = subprocess.run([DEBUG / binary, "--help"], text=True, capture_output=True, check=True).stdout
+            known = set(re.findall(r"--[a-z][a-z-]+", told))
+            for flag in flags:
+                with self.subTest(service=name, flag=flag):
+                    self.assertIn(flag.split("=")[0], known)
+
+    def test_health_is_asked_where_it_is_served(self) -> None:
+        for name in ["job-engine", "edge-gateway"]:
+            service = SERVICES[name]
+            with self.subTest(service=name):
+                served = next(f for f in service["command"] if f.startswith("--admin-listen="))
+                asked = service["healthcheck"]["test"][-1]
+                self.assertIn(f"/dev/tcp/127.0.0.1/{served.rsplit(':', 1)[1]};", asked)
+                self.assertIn("GET /readyz", asked)
+
+    def test_prometheus_asks_the_ports_that_are_served(self) -> None:
+        config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+        found = {sd["names"][0]: sd["port"] for job in config["scrape_configs"] for sd in job.get("dns_sd_configs", [])}
+        for name in ["edge-gateway"]:
+            served = next(f for f in SERVICES[name]["command"] if f.startswith("--admin-listen="))
+            self.assertEqual(str(found[name]), served.rsplit(":", 1)[1])
+
+    def test_whatever_is_mounted_exists(self) -> None:
+        for name, service in SERVICES.items():
+            for source, _ in mounts(service):
+                with self.subTest(service=name, source=source):
+                    if source.startswith("."):
+                        self.assertTrue((ROOT / source).exists())
+                    else:
+                        self.assertIn(source, COMPOSE["volumes"])
+
+    def test_no_secret_stands_in_a_file_or_in_the_environment(self) -> None:
+        for path in [ROOT / "docker-compose.yml", *(ROOT / "deploy").rglob("*.conf"), *(ROOT / "deploy").rglob("*.yml")]:
+            text = path.read_text()
+            self.assertIsNone(re.search(r"(?im)^\s*requirepass|://[^/\s]*:[^/\s$]+@", text), str(path))
+        for name, service in SERVICES.items():
+            for variable in service.get("environment", {}):
+                if "PASSWORD" in variable:
+                    self.assertTrue(variable.endswith("__FILE"), f"{name}: {variable}")
+
+    def test_a_secret_is_mounted_by_its_readers_alone(self) -> None:
+        readers: dict[str, set[str]] = {}
+        for name, service in SERVICES.items():
+            for source, _ in mounts(service):
+                readers.setdefault(source, set()).add(name)
+        for volume in COMPOSE["volumes"]:
+            if volume.endswith("-secrets"):
+                self.assertEqual(len(readers[volume] - {"init"}), 1, f"{volume}: {readers[volume]}")
+
+
+class Files(unittest.TestCase):
+    def test_the_dockerfile_is_clean(self) -> None:
+        judged = tool("hadolint", "Dockerfile")
+        self.assertEqual(judged.returncode, 0, judged.stdout + judged.stderr)
+
+    def test_the_image_is_built_from_files_that_the_context_has(self) -> None:
+        kept = re.findall(r"(?m)^!(.+)$", (ROOT / ".dockerignore").read_text())
+        for entry in kept:
+            self.assertTrue((ROOT / entry).exists(), entry)
+        members = re.search(r"members = \[(.*?)\]", (ROOT / "Cargo.toml").read_text())
+        assert members
+        for member in re.findall(r'"([^"]+)"', members[1]):
+            if member != ".":
+                self.assertIn(member, kept, "a crate is missing from the image's context")
+
+    def test_the_scripts_are_clean(self) -> None:
+        judged = tool("shellcheck", "deploy/init.sh")
+        self.assertEqual(judged.returncode, 0, judged.stdout + judged.stderr)
+
+    def test_the_load_balancer_understands_its_configuration(self) -> None:
+        judged = subprocess.run(
+            ["haproxy", "-c", "-f", "deploy/haproxy.cfg"], cwd=ROOT, text=True, capture_output=True, check=False
+        )
+        self.assertEqual(judged.returncode, 0, judged.stdout + judged.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
