@@ -12,8 +12,12 @@ pub const MAX_RESULT_BYTES: usize = 256 * 1024;
 pub const MAX_LOG_BYTES: usize = 16 * 1024;
 /// The longest message, reason, step name or source, in bytes; longer ones are cut and end in [`CUT_MARK`].
 pub const MAX_TEXT_BYTES: usize = 1024;
-/// The longest idempotency key, in bytes of printable ASCII.
+/// The longest idempotency, concurrency or unique key, in bytes of printable ASCII.
 pub const MAX_KEY_BYTES: usize = 128;
+/// The priorities that a job may have.
+pub const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
+/// How many jobs of one concurrency key may be allowed to run at once.
+pub const MAX_CONCURRENCY: u32 = 1000;
 /// The longest kind or event name, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
 /// The largest gRPC message, in bytes, in either direction.
@@ -47,6 +51,11 @@ pub fn is_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// Whether `key` may be an idempotency, concurrency or unique key: 1 to 128 printable ASCII characters.
+pub fn is_key(key: &str) -> bool {
+    (1..=MAX_KEY_BYTES).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
 }
 
 /// Whether `name` may name a custom event.

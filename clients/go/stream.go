@@ -55,6 +55,9 @@ func connect(address string) error {
 	mine := make(chan *pb.WorkRequest, 300*capacity)
 	mu.Lock()
 	out, hangUp, heard, leaveAt, limits = mine, cancel, time.Now(), time.Time{}, first.GetWelcome()
+	if leaving {
+		leave()
+	}
 	welcomed(first.GetWelcome())
 	mu.Unlock()
 	defer func() { mu.Lock(); out = nil; mu.Unlock() }()
@@ -92,6 +95,7 @@ func connect(address string) error {
 func shutdown(grace time.Duration) {
 	mu.Lock()
 	leaving = true
+	leave()
 	wait(grace, func() bool { return running == 0 })
 	for _, j := range jobs {
 		j.stop()
@@ -102,6 +106,11 @@ func shutdown(grace time.Duration) {
 	}
 	wait(5*time.Second, func() bool { return len(jobs) == 0 })
 	os.Exit(0)
+}
+
+// leave asks for no more jobs, before any job is given back: that goes to other workers then.
+func leave() {
+	say(&pb.WorkRequest{Message: &pb.WorkRequest_Leave{Leave: &pb.Leave{}}})
 }
 
 // wait gives the mutex away until the condition holds, for so long at most.

@@ -9,14 +9,14 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use prost_types::Duration;
+use prost_types::{Duration, Timestamp};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{error::Category, value::RawValue};
 use tidegate_proto::{
     limits::MAX_INPUT_BYTES,
     v1::{
-        CancelJobRequest, DeleteJobRequest, GetJobRequest, Job, JobOptions, JobState, ListJobsRequest,
-        ListKindsRequest, RetryJobRequest, SubmitJobRequest,
+        CancelJobRequest, Concurrency, DeleteJobRequest, GetJobRequest, Job, JobOptions, JobState,
+        ListJobsRequest, ListKindsRequest, RetryJobRequest, SubmitJobRequest,
     },
 };
 use tonic::Status;
@@ -79,6 +79,53 @@ struct Options {
     max_backoff_seconds: Option<Seconds>,
     max_stalls: Option<NonZeroU32>,
     retention_seconds: Option<Seconds>,
+    #[serde(default)]
+    priority: i32,
+    timeout_seconds: Option<Seconds>,
+    progress_deadline_seconds: Option<Seconds>,
+    concurrency: Option<ConcurrencyKey>,
+    unique_key: Option<String>,
+    run_at: Option<Moment>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConcurrencyKey {
+    key: String,
+    limit: u32,
+}
+
+/// A time as RFC 3339 writes it, such as `2026-11-21T08:00:00Z`.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(try_from = "String")]
+struct Moment(Timestamp);
+
+impl TryFrom<String> for Moment {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        text.parse().map(Self).map_err(|_| "a time is written like 2026-11-21T08:00:00Z (RFC 3339)")
+    }
+}
+
+impl Options {
+    fn proto(self) -> JobOptions {
+        let seconds = |given: Option<Seconds>| given.and_then(Seconds::proto);
+        JobOptions {
+            delay: seconds(self.delay_seconds),
+            max_attempts: self.max_attempts.map_or(0, NonZeroU32::get),
+            backoff: seconds(self.backoff_seconds),
+            max_backoff: seconds(self.max_backoff_seconds),
+            max_stalls: self.max_stalls.map_or(0, NonZeroU32::get),
+            retention: seconds(self.retention_seconds),
+            priority: self.priority,
+            timeout: seconds(self.timeout_seconds),
+            progress_deadline: seconds(self.progress_deadline_seconds),
+            concurrency: self.concurrency.map(|c| Concurrency { key: c.key, limit: c.limit }),
+            unique_key: self.unique_key.unwrap_or_default(),
+            run_at: self.run_at.map(|at| at.0),
+        }
+    }
 }
 
 /// Seconds, perhaps with a fraction; not negative, and at most a hundred years.
@@ -140,19 +187,11 @@ pub(crate) async fn submit(
     }
     let key = headers.get("idempotency-key").map_or(Ok(""), HeaderValue::to_str);
     let idempotency_key = key.map_err(|_| Problem::field("Idempotency-Key", "must be printable ASCII"))?;
-    let options = submission.options;
     let request = SubmitJobRequest {
         caller: caller.proto(),
         kind: submission.kind,
         input_json,
-        options: Some(JobOptions {
-            delay: options.delay_seconds.and_then(Seconds::proto),
-            max_attempts: options.max_attempts.map_or(0, NonZeroU32::get),
-            backoff: options.backoff_seconds.and_then(Seconds::proto),
-            max_backoff: options.max_backoff_seconds.and_then(Seconds::proto),
-            max_stalls: options.max_stalls.map_or(0, NonZeroU32::get),
-            retention: options.retention_seconds.and_then(Seconds::proto),
-        }),
+        options: Some(submission.options.proto()),
         idempotency_key: idempotency_key.to_owned(),
     };
     // Only the key makes it the same job when it is sent twice.
@@ -358,6 +397,29 @@ mod tests {
     }
 
     #[test]
+    fn every_option_reaches_the_engine() {
+        let body = r#"{"kind":"a","options":{"delaySeconds":0.5,"maxAttempts":3,"backoffSeconds":2,"maxBackoffSeconds":9,
+            "maxStalls":4,"retentionSeconds":60,"priority":-7,"timeoutSeconds":1.5,"progressDeadlineSeconds":10,
+            "concurrency":{"key":"k","limit":2},"uniqueKey":"u","runAt":"2026-11-21T09:00:00.5+01:00"}}"#;
+        let duration = |seconds, nanos| Some(Duration { seconds, nanos });
+        let expected = JobOptions {
+            delay: duration(0, 500_000_000),
+            max_attempts: 3,
+            backoff: duration(2, 0),
+            max_backoff: duration(9, 0),
+            max_stalls: 4,
+            retention: duration(60, 0),
+            priority: -7,
+            timeout: duration(1, 500_000_000),
+            progress_deadline: duration(10, 0),
+            concurrency: Some(Concurrency { key: "k".into(), limit: 2 }),
+            unique_key: "u".into(),
+            run_at: Some(Timestamp { seconds: 1_795_248_000, nanos: 500_000_000 }),
+        };
+        assert_eq!(parse::<Submission>(body.as_bytes()).unwrap().options.proto(), expected);
+    }
+
+    #[test]
     fn bodies_are_parsed_strictly() {
         let kind = |body: &str| parse::<Submission>(body.as_bytes());
         let raw = kind(r#"{"kind":"a","input":{"n":18446744073709551615 , "a":1}}"#).unwrap().input.unwrap();
@@ -378,6 +440,12 @@ mod tests {
             r#"{"kind":"a","options":{"delaySeconds":1e300}}"#,
             r#"{"kind":"a","options":{"maxAttempts":1.5}}"#,
             r#"{"kind":"a","options":{"maxAttempts":0}}"#,
+            r#"{"kind":"a","options":{"priority":0.5}}"#,
+            r#"{"kind":"a","options":{"concurrency":"key"}}"#,
+            r#"{"kind":"a","options":{"concurrency":{"key":"k"}}}"#,
+            r#"{"kind":"a","options":{"concurrency":{"key":"k","limit":-1}}}"#,
+            r#"{"kind":"a","options":{"runAt":"tomorrow"}}"#,
+            r#"{"kind":"a","options":{"runAt":1700000000}}"#,
         ] {
             assert!(matches!(kind(bad), Err(Problem::InvalidArgument { .. })), "{bad}");
         }

@@ -46,6 +46,8 @@ pub(crate) enum Problem {
     Conflict(String),
     #[error("this idempotency key was used with another request")]
     IdempotencyConflict,
+    #[error("another unfinished job has this unique key")]
+    UniqueConflict,
     #[error("this address does not offer that method")]
     MethodNotAllowed,
     #[error("this address offers text/event-stream and application/json")]
@@ -91,6 +93,7 @@ impl Problem {
             Self::MalformedCursor(_) => ("malformed-cursor", S::BAD_REQUEST, "Malformed cursor"),
             Self::Conflict(_) => ("conflict", S::CONFLICT, "The job's state forbids it"),
             Self::IdempotencyConflict => ("idempotency-conflict", S::CONFLICT, "Idempotency key reused"),
+            Self::UniqueConflict => ("unique-conflict", S::CONFLICT, "Unique key taken"),
             Self::MethodNotAllowed => ("method-not-allowed", S::METHOD_NOT_ALLOWED, "Method not allowed"),
             Self::NotAcceptable => ("not-acceptable", S::NOT_ACCEPTABLE, "Not acceptable"),
             Self::NotFound => ("not-found", S::NOT_FOUND, "Not found"),
@@ -126,6 +129,10 @@ fn json_name(field: &str) -> &str {
         "options.max_backoff" => "options.maxBackoffSeconds",
         "options.max_stalls" => "options.maxStalls",
         "options.retention" => "options.retentionSeconds",
+        "options.timeout" => "options.timeoutSeconds",
+        "options.progress_deadline" => "options.progressDeadlineSeconds",
+        "options.unique_key" => "options.uniqueKey",
+        "options.run_at" => "options.runAt",
         other => other,
     }
 }
@@ -160,6 +167,7 @@ impl From<Status> for Problem {
                 "MALFORMED_CURSOR" => return Self::MalformedCursor(CursorError::Malformed),
                 "STATE_FORBIDS" => return Self::Conflict(detail()),
                 "IDEMPOTENCY_CONFLICT" => return Self::IdempotencyConflict,
+                "UNIQUE_CONFLICT" => return Self::UniqueConflict,
                 "STORE_UNAVAILABLE" => return Self::EngineUnavailable,
                 "RESOURCE_EXHAUSTED" => return Self::ResourceExhausted(detail()),
                 _ => {} // a newer engine: its code still says enough
@@ -272,6 +280,7 @@ mod tests {
             ("MALFORMED_CURSOR", "malformed-cursor"),
             ("STATE_FORBIDS", "conflict"),
             ("IDEMPOTENCY_CONFLICT", "idempotency-conflict"),
+            ("UNIQUE_CONFLICT", "unique-conflict"),
             ("STORE_UNAVAILABLE", "engine-unavailable"),
             ("RESOURCE_EXHAUSTED", "resource-exhausted"),
         ] {

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum};
 
 use crate::{
+    engine::Bounds,
     job::machine::Rules,
     store::{embedded::Durability, redis::Acknowledge},
 };
@@ -49,6 +50,14 @@ pub struct Config {
     /// How many bytes of one job's log are kept (at least 65536).
     #[arg(long, env = "TIDEGATE_LOG_BYTES", default_value_t = 16 << 20, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(65536..))]
     pub log_bytes: u64,
+
+    /// How many jobs of one owner and kind may wait for a worker before more are refused (at least 1).
+    #[arg(long, env = "TIDEGATE_MAX_QUEUED_PER_OWNER", default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_queued_per_owner: u64,
+
+    /// How many jobs may be kept, finished ones included, before more are refused (at least 1).
+    #[arg(long, env = "TIDEGATE_MAX_JOBS", default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_jobs: u64,
 }
 
 /// Where the event log is.
@@ -133,6 +142,11 @@ impl Config {
                 .push("--acknowledge is for --redis; what the embedded log survives is --durability".into());
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// How many jobs are taken in.
+    pub fn bounds(&self) -> Bounds {
+        Bounds { queued_per_owner: self.max_queued_per_owner, jobs: self.max_jobs }
     }
 
     /// The state machine's rules.

@@ -10,14 +10,8 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use crate::{
-    engine::Engine,
-    error::EngineError,
-    idempotency,
-    job::index,
-    kinds,
-    session::Assigned,
-    store::{IndexChange, StoreError},
-    vitals::Pulse,
+    engine::Engine, error::EngineError, idempotency, job::index, kinds, session::Assigned, store::StoreError,
+    unique, vitals::Pulse,
 };
 
 /// How long what was taken or claimed is hidden from other engines.
@@ -89,7 +83,7 @@ pub async fn give_back(engine: &Engine, (record, head, _slot, _follow): Assigned
     }
 }
 
-/// Acts on expired leases, overdue cancellations, due jobs and ended retentions, for ever.
+/// Acts on expired leases, overdue cancellations and attempts, due jobs and ended retentions, for ever.
 pub async fn sweep(engine: Arc<Engine>, pulse: Pulse) {
     let mut refreshed = Instant::now();
     // Workers could not renew their leases while this engine or the log was away: give them the time to.
@@ -101,8 +95,8 @@ pub async fn sweep(engine: Arc<Engine>, pulse: Pulse) {
         if rested.elapsed() > SWEEP * 2 + stall(&engine) {
             leases_from = Instant::now() + engine.rules.lease;
         }
-        for index in [index::LEASES, index::CANCELS, index::SCHEDULED, index::EXPIRIES] {
-            if index == index::LEASES && Instant::now() < leases_from {
+        for index in [index::LEASES, index::CANCELS, index::ATTEMPTS, index::SCHEDULED, index::EXPIRIES] {
+            if [index::LEASES, index::ATTEMPTS].contains(&index) && Instant::now() < leases_from {
                 continue;
             }
             let begun = Instant::now();
@@ -153,7 +147,10 @@ async fn sweep_index(engine: &Engine, index: &str) -> Result<(), StoreError> {
 async fn sweep_one(engine: &Engine, index: &str, member: &str) {
     let done = async {
         if member.starts_with(idempotency::PREFIX) {
-            return forget(engine, member).await;
+            return idempotency::forget(engine, member).await;
+        }
+        if member.starts_with(unique::PREFIX) {
+            return unique::forget(engine, member).await;
         }
         let (job_id, attempt) = member.split_once('/').unwrap_or((member, "0"));
         let (record, head) = engine.get(None, job_id).await?;
@@ -165,25 +162,23 @@ async fn sweep_one(engine: &Engine, index: &str, member: &str) {
             };
         }
         let attempt = attempt.parse().unwrap_or(0);
+        let (jitter, mut early) = (rand::random_range(0.5..=1.0), None);
         let command = engine.transact(record, head, |draft| match index {
             index::LEASES => draft.lease_expired(attempt),
             index::CANCELS => draft.cancel_due(),
+            index::ATTEMPTS => draft.attempt_due(attempt, jitter).map(|left| early = left),
             _ => draft.due(),
         });
-        command.await.map(drop)
+        command.await?;
+        if let Some(left) = early {
+            // It has reported since: a report does not move it, because there are many reports to one look.
+            engine.store.renew(index, vec![member.to_owned()], left).await?;
+        }
+        Ok(())
     };
     match done.await {
         // Somebody else was faster.
         Ok(()) | Err(EngineError::State(_) | EngineError::NotFound) => {}
         Err(error) => tracing::warn!(index, member, %error, "something due could not be done"),
     }
-}
-
-/// Removes an expired idempotency key.
-async fn forget(engine: &Engine, stream: &str) -> Result<(), EngineError> {
-    if let Some(snapshot) = engine.store.load(vec![stream.to_owned()]).await?.pop().flatten() {
-        let index = vec![IndexChange::Remove { index: index::EXPIRIES.into(), member: stream.to_owned() }];
-        engine.store.delete(stream, snapshot.head, index).await?;
-    }
-    Ok(())
 }

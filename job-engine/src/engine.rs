@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
-use tidegate_proto::v1::{Caller, Job, ListJobsRequest, ListJobsResponse, SubmitJobRequest};
+use tidegate_proto::v1::{Caller, Concurrency, Job, ListJobsRequest, ListJobsResponse, SubmitJobRequest};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -16,12 +16,13 @@ use crate::{
     idempotency,
     job::{
         JobRecord, index,
-        machine::{Draft, NewJob, Refusal, Rules},
+        machine::{self, Draft, NewJob, Refusal, Rules},
     },
     kinds::Kinds,
     registry::Registry,
-    store::{CommitOutcome, Head, IndexChange, Snapshot, Store},
-    submission,
+    store::{CommitOutcome, Extent, Head, IndexChange, Snapshot, Store},
+    submission::{self, Submission},
+    unique::{self, Claim},
 };
 
 /// How many jobs one page request looks at before it answers with what it found.
@@ -31,12 +32,23 @@ const LOAD: usize = 16;
 /// After how many bytes a page of jobs ends: a job has at most about 600 KiB, a message 4 MiB.
 const PAGE_BYTES: usize = 2 << 20;
 
+/// How many jobs an engine takes in.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Jobs of one owner and kind that wait for a worker.
+    pub queued_per_owner: u64,
+    /// Jobs in the log, finished ones with their retention included.
+    pub jobs: u64,
+}
+
 /// The state shared by everything in one engine process.
 pub struct Engine {
     /// The event log.
     pub store: Arc<dyn Store>,
     /// The machine's rules.
     pub rules: Rules,
+    /// How many jobs are taken in.
+    pub bounds: Bounds,
     /// How closely progress reports may follow each other before they are merged; zero never merges.
     pub progress_interval: Duration,
     /// The bells of followed streams.
@@ -59,6 +71,12 @@ impl Engine {
             let known = self.kinds.names(&*self.store).await?;
             return Err(EngineError::UnknownKind { kind: submission.kind, known });
         }
+        let now_ms = self.store.now_ms();
+        if let Some(at) = submission.options.run_at.map(machine::millis)
+            && at > now_ms.saturating_add(millis(submission::YEAR))
+        {
+            return Err(EngineError::Invalid(vec![("options.run_at", "must be within 366 days".into())]));
+        }
         let reserved = match &submission.idempotency_key {
             Some(key) => Some(idempotency::reserve(self, &submission, key).await?),
             None => None,
@@ -68,8 +86,28 @@ impl Engine {
             self.confirm(&job).await?;
             return Ok((job, false));
         }
+        self.room(&submission).await?;
+        let mut job_id = reserved.as_ref().map_or_else(|| submission.new_job_id(), |r| r.job_id.clone());
+        let (caller, key) = (submission.caller.clone(), &submission.options.unique_key);
+        let granted = match key.is_empty() {
+            true => None,
+            false => match unique::claim(self, &caller.tenant, key, &job_id).await? {
+                Claim::Granted(granted) => Some(granted),
+                Claim::Held(record) => {
+                    let job = visible(*record, &caller)?;
+                    if let Some(reserved) = reserved {
+                        reserved.made(&*self.store, &job.job_id).await?;
+                    }
+                    self.confirm(&job).await?;
+                    return Ok((job, false));
+                }
+            },
+        };
+        if let Some(granted) = &granted {
+            job_id.clone_from(&granted.job_id);
+        }
         let new = NewJob {
-            job_id: reserved.as_ref().map_or_else(new_job_id, |r| r.job_id.clone()),
+            job_id,
             epoch: new_epoch(),
             kind: submission.kind,
             tenant: submission.caller.tenant,
@@ -77,17 +115,50 @@ impl Engine {
             input_json: submission.input_json,
             options: submission.options,
         };
-        let draft = Draft::submit(new, &self.rules, self.store.now_ms());
+        let draft = Draft::submit(new, &self.rules, now_ms);
         let made = match self.store.commit(draft.commit()).await? {
             CommitOutcome::Committed(_) => (draft.record.job, true),
-            CommitOutcome::Conflict(Some(snapshot)) => (JobRecord::decode_snapshot(&snapshot)?.job, false),
+            CommitOutcome::Conflict(Some(snapshot)) => {
+                (visible(JobRecord::decode_snapshot(&snapshot)?, &caller)?, false)
+            }
             CommitOutcome::Conflict(None) => return Err(EngineError::NotFound),
         };
         if let Some(reserved) = reserved {
-            reserved.made(&*self.store).await?;
+            reserved.made(&*self.store, &made.0.job_id).await?;
+        }
+        if let Some(granted) = granted {
+            granted.made(self).await?;
         }
         self.confirm(&made.0).await?;
         Ok(made)
+    }
+
+    /// Refuses what would overfill the owner's queue, or the engine. Submissions at the same moment do not see each
+    /// other, so the bounds may be exceeded by as many.
+    async fn room(&self, submission: &Submission) -> Result<(), EngineError> {
+        let Caller { tenant, subject } = &submission.caller;
+        let lane = index::lane(tenant, subject);
+        let queue = index::queue(&submission.kind);
+        let mut extents =
+            vec![Extent::Index(index::ALL_JOBS.into()), Extent::Lane { queue, lane: lane.clone() }];
+        if let Some(Concurrency { key, .. }) = &submission.options.concurrency {
+            extents.push(Extent::Waiting { gate: index::gate(tenant, key), lane });
+        }
+        let counted = self.store.count(extents).await?;
+        let (all, mine) = counted.split_first().map_or((0, 0), |(all, mine)| (*all, mine.iter().sum()));
+        if all >= self.bounds.jobs {
+            return Err(EngineError::Full(format!(
+                "{all} jobs are kept here, and {} is the limit; finished ones go when their retention ends",
+                self.bounds.jobs
+            )));
+        }
+        if mine >= self.bounds.queued_per_owner {
+            return Err(EngineError::Full(format!(
+                "{mine} of your jobs of the kind {} wait already, and {} is the limit",
+                submission.kind, self.bounds.queued_per_owner
+            )));
+        }
+        Ok(())
     }
 
     /// The job with its head, if the caller may see it.
@@ -165,6 +236,15 @@ impl Engine {
 
     /// Queues a finished job again.
     pub async fn retry(&self, caller: Option<&Caller>, job_id: &str) -> Result<Job, EngineError> {
+        let record = self.get(caller, job_id).await?.0;
+        let key = record.job.options.as_ref().map_or("", |o| o.unique_key.as_str());
+        if !key.is_empty() && record.state().is_terminal() {
+            match unique::claim(self, &record.job.tenant, key, job_id).await? {
+                Claim::Granted(granted) if granted.job_id == job_id => granted.made(self).await?,
+                Claim::Held(holder) if holder.job.job_id == job_id => {}
+                _ => return Err(EngineError::UniqueConflict),
+            }
+        }
         self.steer(caller, job_id, |draft| draft.retry(name_of(caller))).await
     }
 
@@ -248,6 +328,11 @@ pub fn may_see(caller: Option<&Caller>, job: &Job) -> bool {
     caller.is_none_or(|c| c.tenant == job.tenant && c.subject == job.owner)
 }
 
+/// The job that has the unique key of another submission, as that one's caller may know of it.
+fn visible(record: JobRecord, caller: &Caller) -> Result<Job, EngineError> {
+    if may_see(Some(caller), &record.job) { Ok(record.job) } else { Err(EngineError::UniqueConflict) }
+}
+
 /// Refuses what is not a UUID in its canonical lower-case text.
 pub fn check_job_id(job_id: &str) -> Result<(), EngineError> {
     let canonical = |id: &uuid::Uuid| id.as_hyphenated().to_string() == job_id;
@@ -255,7 +340,10 @@ pub fn check_job_id(job_id: &str) -> Result<(), EngineError> {
 }
 
 /// A fresh job id: UUID v7 (RFC 9562), so that ids sort by time.
-pub fn new_job_id() -> String {
+///
+/// Everything that one commit moves must lie together: jobs of one `partition_key` (their gate) are to share a
+/// partition once there is more than one, and the id is where that partition is found.
+pub fn new_job_id(_partition_key: Option<&str>) -> String {
     uuid::Uuid::now_v7().as_hyphenated().to_string()
 }
 
@@ -263,6 +351,10 @@ pub fn new_job_id() -> String {
 pub fn new_epoch() -> String {
     const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
     (0..8).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())])).collect()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn name_of(caller: Option<&Caller>) -> &str {

@@ -43,6 +43,12 @@ pub enum EngineError {
     /// The idempotency key was used with another request.
     #[error("this idempotency key was used with another request")]
     IdempotencyConflict,
+    /// The unique key belongs to an unfinished job of somebody else.
+    #[error("another unfinished job has this unique key")]
+    UniqueConflict,
+    /// A bound is reached; the text says which.
+    #[error("{0}")]
+    Full(String),
     /// The log does not answer as it should.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -72,7 +78,10 @@ impl From<EngineError> for Status {
             EngineError::State(_) => (Code::FailedPrecondition, "STATE_FORBIDS"),
             EngineError::LeaseLost => (Code::FailedPrecondition, "LEASE_LOST"),
             EngineError::IdempotencyConflict => (Code::AlreadyExists, "IDEMPOTENCY_CONFLICT"),
-            EngineError::Store(StoreError::Full(_)) => (Code::ResourceExhausted, "RESOURCE_EXHAUSTED"),
+            EngineError::UniqueConflict => (Code::AlreadyExists, "UNIQUE_CONFLICT"),
+            EngineError::Full(_) | EngineError::Store(StoreError::Full(_)) => {
+                (Code::ResourceExhausted, "RESOURCE_EXHAUSTED")
+            }
             EngineError::Store(StoreError::Unavailable(_)) => (Code::Unavailable, "STORE_UNAVAILABLE"),
             EngineError::Store(StoreError::Unconfirmed(_)) => (Code::Unavailable, "NOT_CONFIRMED"),
             EngineError::Store(StoreError::Unfit(_)) => (Code::Unavailable, "STORE_UNFIT"),

@@ -11,7 +11,7 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    engine::{Engine, new_epoch, new_job_id},
+    engine::{Engine, new_epoch},
     error::EngineError,
     job::index,
     store::{Commit, CommitOutcome, Expect, Head, IndexChange, Store, StoreError},
@@ -46,10 +46,12 @@ pub struct Reserved {
 }
 
 impl Reserved {
-    /// Notes that the job was made. If this gets lost, a repeated request notes it.
-    pub async fn made(mut self, store: &dyn Store) -> Result<(), StoreError> {
+    /// Notes which job was made, or was there under the request's unique key. If this gets lost, a repeated request
+    /// notes it.
+    pub async fn made(mut self, store: &dyn Store, job_id: &str) -> Result<(), StoreError> {
         if !self.record.made {
             self.record.made = true;
+            self.record.job_id = job_id.to_owned();
             let commit = Commit {
                 stream: self.stream,
                 expect: Expect::At(self.head),
@@ -73,10 +75,10 @@ impl Reserved {
 /// The job id that belongs to the key: a new one, or the one that an equal request reserved before.
 pub async fn reserve(engine: &Engine, submission: &Submission, key: &str) -> Result<Reserved, EngineError> {
     let caller = &submission.caller;
-    let stream = format!("{PREFIX}{}", hex(&digest(&[&caller.tenant, &caller.subject, key])));
-    let options = format!("{:?}", submission.options);
-    let fingerprint = digest(&[&submission.kind, &submission.input_json, &options]);
-    let mine = Reservation { job_id: new_job_id(), fingerprint, made: false };
+    let stream = name(PREFIX, &[&caller.tenant, &caller.subject, key]);
+    let options = submission.options.encode_to_vec();
+    let fingerprint = digest(&[submission.kind.as_bytes(), submission.input_json.as_bytes(), &options]);
+    let mine = Reservation { job_id: submission.new_job_id(), fingerprint, made: false };
     let commit = Commit {
         stream: stream.clone(),
         expect: Expect::Absent { epoch: new_epoch(), fixed: Bytes::new() },
@@ -102,16 +104,27 @@ pub async fn reserve(engine: &Engine, submission: &Submission, key: &str) -> Res
     Ok(Reserved { job_id: record.job_id.clone(), stream, head, record })
 }
 
+/// Removes an expired key.
+pub async fn forget(engine: &Engine, stream: &str) -> Result<(), EngineError> {
+    if let Some(snapshot) = engine.store.load(vec![stream.to_owned()]).await?.pop().flatten() {
+        let index = vec![IndexChange::Remove { index: index::EXPIRIES.into(), member: stream.to_owned() }];
+        engine.store.delete(stream, snapshot.head, index).await?;
+    }
+    Ok(())
+}
+
+/// The name of a key's stream; keys are as long and as odd as their owners like.
+pub fn name(prefix: &str, parts: &[&str]) -> String {
+    let parts: Vec<_> = parts.iter().map(|part| part.as_bytes()).collect();
+    digest(&parts).iter().fold(prefix.to_owned(), |name, byte| format!("{name}{byte:02x}"))
+}
+
 /// SHA-256 over the parts, each preceded by its length so that parts cannot run into each other.
-fn digest(parts: &[&str]) -> Vec<u8> {
+fn digest(parts: &[&[u8]]) -> Vec<u8> {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part.as_bytes());
+        hash.update(part);
     }
     hash.finalize().to_vec()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -6,6 +6,8 @@
 pub mod log_ring;
 pub mod machine;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use prost::Message as _;
 use tidegate_proto::v1::{Checkpoint, Job, JobState};
@@ -51,6 +53,12 @@ pub struct Lease {
     /// The event that report became.
     #[prost(uint64, tag = "4")]
     pub last_report_seq: u64,
+    /// When the lease began, in ms on the store's clock.
+    #[prost(uint64, tag = "6")]
+    pub began_ms: u64,
+    /// When that report was stored; 0 before the first.
+    #[prost(uint64, tag = "7")]
+    pub last_report_ms: u64,
     /// Set when the lease ended; kept so that a repeated last report is recognised.
     #[prost(bool, tag = "5")]
     pub ended: bool,
@@ -80,6 +88,12 @@ impl JobRecord {
         self.job.state()
     }
 
+    /// When the current attempt's timeout ends it, in ms on the store's clock.
+    pub fn deadline_ms(&self) -> Option<u64> {
+        let timeout = Duration::try_from(self.job.options.as_ref()?.timeout?).ok()?;
+        Some(self.lease.as_ref()?.began_ms + u64::try_from(timeout.as_millis()).ok()?)
+    }
+
     /// The lease's member in the index of leases: a renewal of one attempt never keeps another alive.
     pub fn lease_member(&self) -> String {
         format!("{}/{}", self.job.job_id, self.job.attempt)
@@ -98,12 +112,18 @@ pub mod index {
     pub fn lane(tenant: &str, owner: &str) -> String {
         format!("{tenant}/{owner}")
     }
+    /// The gate of a concurrency key.
+    pub fn gate(tenant: &str, key: &str) -> String {
+        format!("{tenant}/{key}")
+    }
     /// Leases `<job>/<attempt>`, due when they expire.
     pub const LEASES: &str = "lease";
     /// Jobs waiting for a time, due at that time.
     pub const SCHEDULED: &str = "scheduled";
     /// Jobs whose cancellation was asked for, due at the deadline.
     pub const CANCELS: &str = "cancel";
+    /// Attempts `<job>/<attempt>` whose time may be over, due at the earliest moment when it can be.
+    pub const ATTEMPTS: &str = "attempt";
     /// Streams that are to be removed, due when their retention ends.
     pub const EXPIRIES: &str = "expire";
     /// All jobs, by the time they were accepted.

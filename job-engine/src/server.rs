@@ -62,6 +62,7 @@ pub async fn bind(config: &Config) -> anyhow::Result<Bound> {
     let engine = Arc::new(Engine {
         store: open_log(&config.log).await?,
         rules: config.rules(),
+        bounds: config.bounds(),
         progress_interval: Duration::from_millis(config.progress_interval_ms),
         followers: Followers::new(follow::LOOK),
         registry: Registry::default(),

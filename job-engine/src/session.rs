@@ -290,6 +290,7 @@ impl Session {
             Some(work_request::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("Hello is the first message, and only the first"));
             }
+            Some(work_request::Message::Leave(_)) => self.membership.member.leave(),
             // A newer worker's message: a sign of life all the same.
             None => {}
         }
@@ -308,6 +309,8 @@ impl Session {
             checkpoint: record.checkpoint.clone(),
             tenant: job.tenant.clone(),
             owner: job.owner.clone(),
+            deadline: record.deadline_ms().map(machine::timestamp),
+            progress_deadline: job.options.as_ref().and_then(|o| o.progress_deadline),
         };
         self.own(assigned);
         self.send(Message::Assignment(assignment)).await;

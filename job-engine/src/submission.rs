@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tidegate_proto::{
     limits,
-    v1::{Caller, JobOptions, SubmitJobRequest},
+    v1::{Caller, Concurrency, JobOptions, SubmitJobRequest},
 };
 
-use crate::error::EngineError;
+use crate::{engine::new_job_id, error::EngineError, job::index, json::check_json};
 
 /// A submission that obeys every rule, with its defaults filled in.
 #[derive(Clone, Debug)]
@@ -24,7 +24,17 @@ pub struct Submission {
     pub idempotency_key: Option<String>,
 }
 
-const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
+impl Submission {
+    /// A fresh job id. Jobs of one concurrency key belong together: see [`new_job_id`].
+    pub fn new_job_id(&self) -> String {
+        let gate = self.options.concurrency.as_ref().map(|c| index::gate(&self.caller.tenant, &c.key));
+        new_job_id(gate.as_deref())
+    }
+}
+
+const KEY: &str = "must have at most 128 printable ASCII characters";
+/// The longest delay.
+pub const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Checks a request; the error names every field that is wrong, not only the first.
 pub fn check(request: SubmitJobRequest) -> Result<Submission, EngineError> {
@@ -48,11 +58,8 @@ pub fn check(request: SubmitJobRequest) -> Result<Submission, EngineError> {
         wrong.push(("input_json", what));
     }
     let key = request.idempotency_key;
-    if key.len() > limits::MAX_KEY_BYTES || !key.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
-        wrong.push((
-            "idempotency_key",
-            format!("has at most {} printable ASCII characters", limits::MAX_KEY_BYTES),
-        ));
+    if !key.is_empty() && !limits::is_key(&key) {
+        wrong.push(("idempotency_key", KEY.into()));
     }
     let options = complete(request.options.unwrap_or_default(), &mut wrong);
     if !wrong.is_empty() {
@@ -62,35 +69,28 @@ pub fn check(request: SubmitJobRequest) -> Result<Submission, EngineError> {
     Ok(Submission { caller, kind: request.kind, input_json, options, idempotency_key })
 }
 
-/// Refuses what is not JSON, or nested so deeply that common readers would choke on it.
-pub fn check_json(text: &str) -> Result<(), String> {
-    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|e| format!("is not JSON: {e}"))?;
-    match limits::json_depth(text) {
-        depth if depth > limits::MAX_JSON_DEPTH => {
-            Err(format!("is nested {depth} levels deep, more than {}", limits::MAX_JSON_DEPTH))
-        }
-        _ => Ok(()),
-    }
-}
-
+/// Fills the defaults in.
 fn complete(mut options: JobOptions, wrong: &mut Vec<(&'static str, String)>) -> JobOptions {
-    let mut duration = |field,
-                        value: &mut Option<prost_types::Duration>,
-                        default: Duration,
-                        min: Duration,
-                        max: Duration| {
-        let given = value.map_or(Ok(default), Duration::try_from);
+    type Given = Option<prost_types::Duration>;
+    let mut check = |field, value: &mut Given, default: Option<Duration>, min: Duration, max: Duration| {
+        let given = value.map(Duration::try_from).or(default.map(Ok));
         match given {
-            Ok(given) if given >= min && given <= max => *value = prost_types::Duration::try_from(given).ok(),
-            _ => wrong.push((field, format!("must be {} to {} seconds", min.as_secs(), max.as_secs()))),
+            None => {}
+            Some(Ok(given)) if given >= min && given <= max => {
+                *value = prost_types::Duration::try_from(given).ok();
+            }
+            Some(_) => wrong.push((field, format!("must be {} to {} seconds", min.as_secs(), max.as_secs()))),
         }
     };
-    let (zero, minute, day) = (Duration::ZERO, Duration::from_secs(60), Duration::from_secs(24 * 3600));
-    duration("options.delay", &mut options.delay, zero, zero, YEAR);
-    duration("options.backoff", &mut options.backoff, Duration::from_secs(1), zero, day);
-    duration("options.max_backoff", &mut options.max_backoff, 5 * minute, zero, day);
+    let (zero, second) = (Duration::ZERO, Duration::from_secs(1));
+    let (minute, day) = (60 * second, 24 * 3600 * second);
+    check("options.delay", &mut options.delay, None, zero, YEAR);
+    check("options.backoff", &mut options.backoff, Some(second), zero, day);
+    check("options.max_backoff", &mut options.max_backoff, Some(5 * minute), zero, day);
     // At least a minute, so that whoever watches still gets the end.
-    duration("options.retention", &mut options.retention, 7 * day, minute, YEAR);
+    check("options.retention", &mut options.retention, Some(7 * day), minute, YEAR);
+    check("options.timeout", &mut options.timeout, None, second, 30 * day);
+    check("options.progress_deadline", &mut options.progress_deadline, None, second, 30 * day);
     for (field, value, default) in [
         ("options.max_attempts", &mut options.max_attempts, 1),
         ("options.max_stalls", &mut options.max_stalls, 3),
@@ -99,6 +99,29 @@ fn complete(mut options: JobOptions, wrong: &mut Vec<(&'static str, String)>) ->
             0 => *value = default,
             1..=100 => {}
             _ => wrong.push((field, "must be 1 to 100".into())),
+        }
+    }
+    if !limits::PRIORITIES.contains(&options.priority) {
+        wrong.push(("options.priority", "must be -100 to 100".into()));
+    }
+    if let Some(Concurrency { key, limit }) = &options.concurrency {
+        if !limits::is_key(key) {
+            wrong.push(("options.concurrency.key", KEY.into()));
+        }
+        if !(1..=limits::MAX_CONCURRENCY).contains(limit) {
+            wrong.push(("options.concurrency.limit", format!("must be 1 to {}", limits::MAX_CONCURRENCY)));
+        }
+    }
+    if !options.unique_key.is_empty() && !limits::is_key(&options.unique_key) {
+        wrong.push(("options.unique_key", KEY.into()));
+    }
+    if let Some(at) = options.run_at {
+        if options.delay.is_some_and(|d| d.seconds != 0 || d.nanos != 0) {
+            wrong.push(("options.run_at", "excludes a delay".into()));
+        }
+        // Against the clock of the log it is checked where that clock is known.
+        if at.seconds < 0 || !(0..1_000_000_000).contains(&at.nanos) {
+            wrong.push(("options.run_at", "must be a time after 1970".into()));
         }
     }
     options
@@ -123,10 +146,32 @@ mod tests {
     }
 
     #[test]
-    fn an_input_that_readers_would_choke_on_is_refused() {
-        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
-        assert!(check_json(&nested(64)).is_ok());
-        assert!(check_json(&nested(65)).is_err_and(|what| what.contains("65")));
+    fn every_option_has_its_bounds() {
+        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let key = |key: &str, limit| Some(Concurrency { key: key.into(), limit });
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let none = JobOptions::default;
+        for (field, options) in [
+            ("options.priority", JobOptions { priority: 101, ..none() }),
+            ("options.priority", JobOptions { priority: i32::MIN, ..none() }),
+            ("options.timeout", JobOptions { timeout: seconds(0), ..none() }),
+            ("options.timeout", JobOptions { timeout: seconds(31 * 24 * 3600), ..none() }),
+            ("options.progress_deadline", JobOptions { progress_deadline: seconds(-1), ..none() }),
+            ("options.concurrency.key", JobOptions { concurrency: key("", 1), ..none() }),
+            ("options.concurrency.key", JobOptions { concurrency: key("ä", 1), ..none() }),
+            ("options.concurrency.limit", JobOptions { concurrency: key("a", 0), ..none() }),
+            ("options.concurrency.limit", JobOptions { concurrency: key("a", 1001), ..none() }),
+            ("options.unique_key", JobOptions { unique_key: "x".repeat(129), ..none() }),
+            ("options.run_at", JobOptions { run_at: at(1), delay: seconds(1), ..none() }),
+            ("options.run_at", JobOptions { run_at: at(-1), ..none() }),
+            ("options.delay", JobOptions { delay: seconds(-1), ..none() }),
+            ("options.max_stalls", JobOptions { max_stalls: 101, ..none() }),
+        ] {
+            let request =
+                SubmitJobRequest { kind: "demo".into(), options: Some(options), ..Default::default() };
+            let Err(EngineError::Invalid(wrong)) = check(request) else { panic!("accepted: {field}") };
+            assert_eq!(wrong.iter().map(|(field, _)| *field).collect::<Vec<_>>(), [field]);
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
 };
 
 use job_engine::{
-    engine::{Engine, new_epoch, new_job_id},
+    engine::{Bounds, Engine, new_epoch, new_job_id},
     follow::Followers,
     job::{
         JobRecord,
@@ -54,7 +54,7 @@ impl Writer {
     async fn start(store: &dyn Store, rules: &Rules) -> Self {
         let epoch = new_epoch();
         let new = NewJob {
-            job_id: new_job_id(),
+            job_id: new_job_id(None),
             epoch: epoch.clone(),
             kind: "demo".into(),
             tenant: "default".into(),
@@ -212,6 +212,7 @@ async fn attach(store: Arc<dyn Store>, case: &Case) -> Result<(), TestCaseError>
     });
     let engine = Arc::new(Engine {
         store: meddler.clone(),
+        bounds: Bounds { queued_per_owner: 1000, jobs: 1000 },
         rules: Rules::default(),
         progress_interval: Duration::ZERO,
         followers: Followers::new(Duration::from_millis(20)),

@@ -1,24 +1,30 @@
 //! The engine over real gRPC, with workers that misbehave on purpose; every test runs on both stores.
+// Futures of whole conversations are nested deeply.
+#![recursion_limit = "256"]
 
 #[path = "workers/cases.rs"]
 mod cases;
+#[path = "workers/dispatch.rs"]
+mod dispatch;
 #[path = "conformance/redis_server.rs"]
 mod redis_server;
+#[path = "workers/violence.rs"]
+mod violence;
 #[path = "workers/worker.rs"]
 mod worker;
 
-use std::{path::PathBuf, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use clap::Parser;
-use job_engine::{config::Config, server};
+use job_engine::{config::Config, engine::Engine, server};
 use redis_server::RedisServer;
 use tidegate_proto::v1::{
-    Caller, Job, JobState, SubmitJobRequest, job_service_client::JobServiceClient,
-    worker_service_client::WorkerServiceClient,
+    Caller, GetJobRequest, Job, JobOptions, JobState, ListKindsRequest, SubmitJobRequest, SubmitJobResponse,
+    job_service_client::JobServiceClient, worker_service_client::WorkerServiceClient,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
+use tonic::{Status, transport::Channel};
 
 #[derive(Parser)]
 struct Flags {
@@ -26,9 +32,15 @@ struct Flags {
     config: Config,
 }
 
-/// An engine on real sockets.
-struct Running {
+/// Where an engine listens.
+struct At {
     url: String,
+}
+
+/// An engine in this process, on real sockets.
+struct Running {
+    at: At,
+    inner: Arc<Engine>,
     stop: CancellationToken,
     served: JoinHandle<anyhow::Result<()>>,
 }
@@ -48,33 +60,59 @@ impl World {
         Self { redis: Some(RedisServer::start()), ..Self::on_disk() }
     }
 
-    /// Starts an engine with a lease and a cancel grace of one second.
+    /// Starts an engine whose leases no busy test machine lets expire.
     async fn engine(&self) -> Running {
-        let dir: PathBuf = self.dir.path().join("data");
-        let mut flags: Vec<String> = [
-            "engine",
-            "--grpc-listen=127.0.0.1:0",
-            "--engine-admin-listen=127.0.0.1:0",
-            "--durability=buffer",
-        ]
-        .map(Into::into)
-        .to_vec();
-        flags.extend([
-            "--lease-seconds=1".into(),
-            "--cancel-grace-seconds=1".into(),
+        self.engine_with(&["--lease-seconds=20", "--cancel-grace-seconds=20"]).await
+    }
+
+    /// Starts an engine that soon gives up a worker.
+    async fn impatient(&self) -> Running {
+        self.engine_with(&["--lease-seconds=3", "--cancel-grace-seconds=1"]).await
+    }
+
+    /// The flags of an engine on this store.
+    fn flags(&self, port: u16, more: &[&str]) -> Vec<String> {
+        let mut flags = vec![
+            "engine".to_owned(),
+            format!("--grpc-listen=127.0.0.1:{port}"),
+            "--engine-admin-listen=127.0.0.1:0".into(),
+            "--durability=buffer".into(),
             "--progress-interval-ms=0".into(),
-        ]);
-        flags.push(format!("--data-dir={}", dir.display()));
+            format!("--data-dir={}", self.dir.path().join("data").display()),
+        ];
         flags.extend(self.redis.as_ref().map(|redis| format!("--redis={}", redis.url())));
-        let bound = server::bind(&Flags::parse_from(flags).config).await.expect("an engine");
-        let url = format!("http://{}", bound.grpc_addr().expect("an address"));
-        let stop = CancellationToken::new();
+        flags.extend(more.iter().map(|flag| (*flag).to_owned()));
+        flags
+    }
+
+    async fn engine_with(&self, more: &[&str]) -> Running {
+        let flags = Flags::parse_from(self.flags(0, more));
+        let bound = server::bind(&flags.config).await.expect("an engine");
+        let at = At { url: format!("http://{}", bound.grpc_addr().expect("an address")) };
+        let (stop, inner) = (CancellationToken::new(), bound.engine().clone());
         let served = tokio::spawn(bound.serve(stop.clone()));
-        Running { url, stop, served }
+        Running { at, inner, stop, served }
     }
 }
 
-impl Running {
+impl Deref for Running {
+    type Target = At;
+
+    fn deref(&self) -> &At {
+        &self.at
+    }
+}
+
+impl At {
+    /// Whether an engine answers here.
+    async fn is_up(&self) -> bool {
+        let channel = Channel::from_shared(self.url.clone()).expect("a url").connect().await;
+        match channel {
+            Ok(channel) => JobServiceClient::new(channel).list_kinds(ListKindsRequest {}).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
     async fn channel(&self) -> Channel {
         Channel::from_shared(self.url.clone()).expect("a url").connect().await.expect("the engine answers")
     }
@@ -88,17 +126,34 @@ impl Running {
     }
 
     async fn submit(&self, kind: &str) -> Job {
-        let request =
-            SubmitJobRequest { kind: kind.into(), caller: Some(caller("me")), ..SubmitJobRequest::default() };
-        self.jobs().await.submit_job(request).await.expect("accepted").into_inner().job.expect("a job")
+        self.submit_as("me", kind, JobOptions::default()).await
+    }
+
+    async fn submit_as(&self, owner: &str, kind: &str, options: JobOptions) -> Job {
+        self.try_submit(owner, kind, options).await.expect("accepted").job.expect("a job")
+    }
+
+    async fn try_submit(
+        &self,
+        owner: &str,
+        kind: &str,
+        options: JobOptions,
+    ) -> Result<SubmitJobResponse, Status> {
+        let request = SubmitJobRequest {
+            kind: kind.into(),
+            caller: Some(caller(owner)),
+            options: Some(options),
+            ..SubmitJobRequest::default()
+        };
+        self.jobs().await.submit_job(request).await.map(tonic::Response::into_inner)
     }
 
     /// Waits until the job is in the state.
     async fn until(&self, job_id: &str, state: JobState) -> Job {
         let mut jobs = self.jobs().await;
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
         loop {
-            let request = tidegate_proto::v1::GetJobRequest { caller: None, job_id: job_id.into() };
+            let request = GetJobRequest { caller: None, job_id: job_id.into() };
             let job = jobs.get_job(request).await.expect("the job is there").into_inner().job.expect("a job");
             if job.state() == state {
                 return job;
@@ -107,7 +162,9 @@ impl Running {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
 
+impl Running {
     async fn stop(self) {
         self.stop.cancel();
         self.served.await.expect("no panic").expect("a clean end");
@@ -119,19 +176,20 @@ fn caller(subject: &str) -> Caller {
 }
 
 macro_rules! on_both_stores {
-    ($($name:ident)*) => {
+    ($($of:ident: $($name:ident)*;)*) => {
         mod redis {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::cases::$name(super::World::on_redis()).await; })*
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$of::$name(super::World::on_redis()).await; })*)*
         }
         mod embedded {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::cases::$name(super::World::on_disk()).await; })*
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$of::$name(super::World::on_disk()).await; })*)*
         }
     };
 }
 
 on_both_stores! {
+    cases:
     a_job_runs_from_submit_to_its_result
     j1_a_worker_paused_past_its_lease_is_fenced
     j2_a_lost_worker_s_job_goes_on_from_its_checkpoint
@@ -150,4 +208,41 @@ on_both_stores! {
     e54_a_worker_that_does_not_read_keeps_jobs_from_nobody
     kinds_and_lists_are_shared
     delayed_jobs_and_retries_wait_for_their_time
+    ;
+    dispatch:
+    j32_an_owner_with_many_jobs_delays_another_s_first_by_one_slot
+    an_owner_s_own_jobs_go_by_priority
+    a_concurrency_key_runs_no_more_than_its_limit
+    j10_cancel_ends_a_job_once_wherever_it_is
+    j10_a_completion_and_a_cancellation_at_once_are_one_end
+    a_unique_key_is_one_unfinished_job
+    j7_a_worker_that_pings_but_says_nothing_loses_its_job
+    a_timeout_frees_the_slot_and_counts_as_an_attempt
+    full_queues_refuse_and_say_so
+    j36_a_worker_that_leaves_gets_nothing_more_and_finishes_what_it_has
+    j34_a_pause_between_attempts_outlives_the_engine
+    j9_a_job_that_loses_its_worker_too_often_says_so_as_it_ends
+    j29_a_removed_job_leaves_nothing_behind
+    a_rejected_report_stays_rejected_when_it_is_sent_again
+    a_large_input_is_not_written_with_every_report
+    ;
+    violence:
+    j11_the_deadline_of_a_dead_engine_s_cancellation_is_kept
+    j22_an_engine_that_dies_while_a_job_completes_ends_it_once
+    j29_a_sweeper_that_is_killed_leaves_no_orphans
+    j33_a_storm_of_due_jobs_is_promoted_in_slices
+    j36_a_job_that_is_given_back_behind_leave_goes_to_another_worker
+    j39_an_engine_that_assigns_nothing_is_not_ready
+    ;
+}
+
+/// Two engines on one Redis.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn j2_two_engines_run_no_job_twice() {
+    dispatch::two_engines_run_no_job_twice(World::on_redis()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn j12_cancel_reaches_a_worker_of_another_engine() {
+    dispatch::cancel_reaches_a_worker_of_another_engine(World::on_redis()).await;
 }

@@ -29,7 +29,7 @@ dies_of_unknown_messages reports_under_a_lost_lease keeps_a_lost_job_running tel
 completes_when_cancelled hears_any_token names_no_leases sends_answered_reports_again renumbers_reports loses_unanswered_reports
 forgets_cancels_in_the_welcome keeps_forgotten_leases stops_jobs_when_the_stream_breaks never_pings storms stays_with_a_silent_engine
 ignores_drain does_not_release exits_with_1 exits_unanswered dies_of_html grows swallows_log_lines rounds_numbers shows_stack_traces
-lets_the_deaf_run runs_assignments_twice numbers_across_attempts takes_jobs_while_leaving""".split()
+lets_the_deaf_run runs_assignments_twice numbers_across_attempts takes_jobs_while_leaving never_says_leave""".split()
 
 
 def wrong(fault: str) -> bool:
@@ -406,6 +406,8 @@ class Worker:
 
     async def leave(self):
         self.leaving = True
+        if self.out and not wrong("never_says_leave"):
+            self.out.put_nowait(v1.WorkRequest(leave=v1.Leave()))
         until = time.monotonic() + self.grace
         while any(job.task and not job.task.done() for job in self.jobs.values()) and time.monotonic() < until:
             await asyncio.sleep(0.02)

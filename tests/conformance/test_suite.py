@@ -62,6 +62,7 @@ FAULTS = {
     "does_not_release": ("a_leaving_worker_gives_back_what_it_cannot_finish", "ended with report 2 fail"),
     "exits_with_1": ("an_idle_worker_exits_at_once", "exited with code 1"),
     "exits_unanswered": ("a_leaving_worker_finishes_its_jobs_within_the_grace_time", "exited before its last report"),
+    "never_says_leave": ("a_leaving_worker_gives_back_what_it_cannot_finish", "released .* came before `leave`"),
     "takes_jobs_while_leaving": ("an_assignment_to_a_leaving_worker_is_given_back", "expected a released, got report 1 log"),
 }
 

@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::support::{DEADLINE, Stack, Store, data, eventually, follow};
@@ -82,6 +83,30 @@ async fn j2_engine_and_worker_are_killed_together_on_the_embedded_store() {
 #[tokio::test(flavor = "multi_thread")]
 async fn j2_engine_and_worker_are_killed_together_on_redis() {
     engine_and_worker_are_killed_together(Store::Redis).await;
+}
+
+/// j1, j21: the worker is frozen for longer than its lease. When it wakes, what it says for its old attempt is refused,
+/// and the job goes on from its last stored checkpoint, each step once.
+#[tokio::test(flavor = "multi_thread")]
+async fn j1_a_worker_that_is_frozen_past_its_lease_writes_nothing_when_it_wakes() {
+    let stack = Stack::start(Store::Redis).await;
+    let job = stack.submit("demo", json!({ "steps": 30, "seconds": 6 })).await;
+    eventually("a few steps are done", async || {
+        stack.job(&job).await["progress"]["done"].as_u64().filter(|done| *done >= 5)
+    })
+    .await;
+    stack.worker.signal(Signal::SIGSTOP);
+    stack.until(&job, "QUEUED").await;
+    stack.worker.signal(Signal::SIGCONT);
+    let seen = follow(stack.follower(&job, ""), |_| {}).await;
+    seen.assert_whole(0);
+    assert_eq!(seen.events.last().unwrap().name, "complete");
+    let resumed = seen.events.iter().filter(|e| e.data.starts_with("\"Resuming after step ")).count();
+    assert_eq!(resumed, 1, "one attempt took over");
+    let steps: Vec<_> =
+        seen.events.iter().filter(|e| e.name == "checkpoint").map(|e| data(e)["name"].clone()).collect();
+    let expected: Vec<_> = (1..=30).map(|n| json!(format!("step {n}"))).collect();
+    assert_eq!(steps, expected);
 }
 
 /// e41: the gateway leaves while somebody watches by the command line, which comes back to its successor.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, builder::styling};
+use serde::Serialize;
 
 /// Where the client commands look for the gateway unless told otherwise.
 pub const DEFAULT_SERVER: &str = "http://127.0.0.1:8080";
@@ -84,7 +85,7 @@ pub struct Serve {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Submit a job, and with --watch follow it to its end
-    Submit(Submit),
+    Submit(Box<Submit>),
     /// Follow a job's progress and log to its end, across lost connections
     Watch(Watch),
     /// Ask for a job's cancellation
@@ -127,6 +128,8 @@ Examples:
   tidegate submit csv-import @import.json         the input from a file
   jq -n '{path: \"a.csv\"}' | tidegate submit csv-import - --key import-2026-11
                                                   the input from a pipe; the key makes a repeat harmless
+  tidegate submit csv-import @import.json --max-attempts 5 --timeout 600 --concurrency imports=1
+                                                  again if it fails, 10 minutes an attempt, one import at a time
 
 ", crate::exit::HELP))]
 pub struct Submit {
@@ -141,12 +144,83 @@ pub struct Submit {
     /// An idempotency key: the same key and input yield the same job
     #[arg(long, value_name = "IDEMPOTENCY")]
     pub key: Option<String>,
+    /// When and how the job is to run.
+    #[command(flatten)]
+    pub options: JobOptions,
     /// How to follow.
     #[command(flatten)]
     pub follow: Follow,
     /// Which gateway.
     #[command(flatten)]
     pub target: Target,
+}
+
+/// What a submitter may ask for; the gateway knows the bounds and the defaults. Serialised as its `options`.
+#[derive(Args, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[command(next_help_heading = "Job options")]
+pub struct JobOptions {
+    /// Start after this many seconds
+    #[arg(long = "delay", value_name = "SECONDS", conflicts_with = "run_at")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay_seconds: Option<f64>,
+    /// Start at this time: 2026-11-21T08:00:00Z
+    #[arg(long, value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_at: Option<String>,
+    /// Start before one's own jobs of a lower priority, -100 to 100 [default: 0]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
+    /// How many attempts may fail, if trying again can help [default: 1]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// The pause before the second attempt, doubled before each later one [default: 1]
+    #[arg(long = "backoff", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backoff_seconds: Option<f64>,
+    /// The longest pause between attempts [default: 300]
+    #[arg(long = "max-backoff", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_backoff_seconds: Option<f64>,
+    /// How often a worker may vanish under the job before it fails [default: 3]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_stalls: Option<u32>,
+    /// End an attempt that takes longer than this
+    #[arg(long = "timeout", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<f64>,
+    /// End an attempt that reports nothing for this long
+    #[arg(long = "progress-deadline", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress_deadline_seconds: Option<f64>,
+    /// Run at most LIMIT jobs with this KEY at once, whoever submits them
+    #[arg(long, value_name = "KEY=LIMIT", value_parser = concurrency)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Concurrency>,
+    /// Only one unfinished job with this key; a second submission prints the first one's id
+    #[arg(long, value_name = "UNIQUE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unique_key: Option<String>,
+    /// How long the finished job is kept [default: 604800]
+    #[arg(long = "retention", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_seconds: Option<f64>,
+}
+
+/// How many jobs may run at once under a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Concurrency {
+    key: String,
+    limit: u32,
+}
+
+fn concurrency(text: &str) -> Result<Concurrency, String> {
+    let (key, limit) = text.rsplit_once('=').ok_or("must be KEY=LIMIT, for example reports=2")?;
+    let limit = limit.parse().map_err(|_| "must end in =LIMIT, a number, for example reports=2")?;
+    Ok(Concurrency { key: key.to_owned(), limit })
 }
 
 /// Arguments of `watch`.
@@ -239,6 +313,24 @@ mod tests {
             let long = arg.get_long().unwrap();
             let twin = format!("TIDEGATE_{}", long.to_uppercase().replace('-', "_"));
             assert_eq!(arg.get_env().and_then(|e| e.to_str()), Some(&*twin), "--{long}");
+        }
+    }
+
+    #[test]
+    fn options_that_are_not_given_are_not_sent_and_keys_may_contain_an_equals_sign() {
+        let options = |flags: &[&str]| {
+            let line = ["tidegate", "submit", "demo", "{}"].iter().chain(flags);
+            let Some(Command::Submit(submit)) = Cli::try_parse_from(line).unwrap().command else { panic!() };
+            serde_json::to_string(&submit.options).unwrap()
+        };
+        assert_eq!(options(&[]), "{}");
+        assert_eq!(
+            options(&["--concurrency", "a=b=2", "--priority", "-3", "--timeout", "1.5"]),
+            r#"{"priority":-3,"timeoutSeconds":1.5,"concurrency":{"key":"a=b","limit":2}}"#
+        );
+        for bad in [["--concurrency", "a"], ["--concurrency", "a=b"], ["--priority", "high"]] {
+            let line = ["tidegate", "submit", "demo", "{}"].iter().chain(&bad);
+            assert!(Cli::try_parse_from(line).is_err(), "{bad:?}");
         }
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json, value::RawValue};
 
 use crate::{
     api::Client,
-    args::{Command, Follow, JobRef, Jobs, Kinds, Submit, Watch},
+    args::{Command, Follow, JobOptions, JobRef, Jobs, Kinds, Submit, Watch},
     exit::Failure,
     text::visible,
     view::{self, payload},
@@ -28,7 +28,7 @@ const MAX_INPUT: u64 = 1024 * 1024;
 /// See [`Failure`].
 pub async fn run(command: Command) -> Result<u8, Failure> {
     match command {
-        Command::Submit(args) => submit(args).await,
+        Command::Submit(args) => submit(&args).await,
         Command::Watch(Watch { job_id, cursor, follow, target }) => {
             watch(&Client::new(&target.server)?, &job_id, &options(cursor, &follow)).await
         }
@@ -57,13 +57,14 @@ fn options(cursor: Option<String>, follow: &Follow) -> watch::Options {
 struct Submission<'a> {
     kind: &'a str,
     input: &'a RawValue,
+    options: &'a JobOptions,
 }
 
-async fn submit(args: Submit) -> Result<u8, Failure> {
+async fn submit(args: &Submit) -> Result<u8, Failure> {
     let input = read_input(&args.input)?;
     let client = Client::new(&args.target.server)?;
-    let mut request =
-        client.request(Method::POST, &["api", "jobs"]).json(&Submission { kind: &args.kind, input: &input });
+    let submission = Submission { kind: &args.kind, input: &input, options: &args.options };
+    let mut request = client.request(Method::POST, &["api", "jobs"]).json(&submission);
     if let Some(key) = &args.key {
         request = request.header("idempotency-key", key);
     }

@@ -6,8 +6,8 @@
  *
  * Shutting down goes through phases, forwards only: `working`; `grace`, in which running jobs may finish; `stopping`, in
  * which they have been told to stop; `flushing`, in which what is left was given back and the engine's answers are
- * awaited; `ended`. Assignments that come meanwhile are kept aside unstarted and given back at the end: giving them back
- * at once would have the engine assign them here again.
+ * awaited; `ended`. The engine is told to assign nothing more; what comes all the same is kept aside unstarted and given
+ * back at the end, since an engine that does not listen would assign it here again at once.
  */
 
 import { Backoff } from "./backoff.js";
@@ -71,6 +71,8 @@ export class Owner {
   /** @type {NodeJS.Timeout | undefined} */
   #phaseTimer;
   #draining = false;
+  /** Whether the engine was told to assign nothing more. */
+  #left = false;
   #pinged = 0;
   /** @type {() => void} */
   #end = () => {};
@@ -91,6 +93,7 @@ export class Owner {
     this.#plan.logger.info(`shutting down, ${this.#jobs.size} jobs running`);
     this.#status("draining");
     this.#enter("grace", this.#plan.grace);
+    this.#pump();
     this.#proceed();
   }
 
@@ -199,6 +202,7 @@ export class Owner {
     this.#link = null;
     this.#online = false;
     this.#draining = false;
+    this.#left = false;
     this.#pinged = 0;
     clearInterval(this.#pingTimer);
     clearTimeout(this.#leaveTimer);
@@ -210,6 +214,12 @@ export class Owner {
     if (this.#pumping || !this.#online) return;
     this.#pumping = true;
     while (this.#link?.hasRoom) {
+      if (this.#phase !== "working" && !this.#left) {
+        // Before any report of this shutdown: what is given back then goes to other workers.
+        this.#left = true;
+        this.#link.send({ leave: {} });
+        continue;
+      }
       const report = this.#session.nextReport();
       if (!report) break;
       this.#link.send({ report });

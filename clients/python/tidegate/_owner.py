@@ -3,8 +3,8 @@
 Everything here runs on one event loop, so nothing is locked. One task dials, and while a connection is up three more serve
 it: one reads, one writes, one watches the time. Each handler has a task; a plain function has a thread beside it.
 
-While the worker shuts down, new assignments are kept aside unstarted and given back at the end: giving them back at once
-would have the engine assign them here again.
+While the worker shuts down, the engine is told to assign nothing more. What comes all the same is kept aside unstarted and
+given back at the end: an engine that does not listen would assign it here again at once.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class Owner:
             await shutdown.wait()
             logger.info("shutting down; %d jobs run", len(self._jobs))
             self._working = False
+            self._unsent.set()
             await self._until(lambda: not self._jobs, self._plan.grace)
             deadline = time.monotonic() + STOP_TIME
             for running in self._jobs.values():
@@ -234,9 +235,14 @@ class Owner:
         # Early, so that a late wake-up is still in time.
         pause = self._ping * 0.75
         next_ping = time.monotonic() + pause
+        told = False
         while True:
             left = next_ping - time.monotonic()
-            if left <= 0:
+            if not self._working and not told:
+                # Before any report of this shutdown: what is given back then goes to other workers.
+                await link.write(wire.WorkRequest(leave=wire.Leave()))
+                told = True
+            elif left <= 0:
                 await link.write(wire.WorkRequest(ping=wire.Ping()))
                 next_ping = time.monotonic() + pause
             elif (report := self._session.next_report()) is not None:

@@ -19,6 +19,7 @@ mod loss;
 mod reports;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ use super::{
     JobRecord, Lease, index,
     log_ring::{LogBudget, LogRing},
 };
-use crate::store::{Commit, Expect, Head, IndexChange, Place};
+use crate::store::{Commit, Expect, Head, IndexChange};
 
 pub use reports::Reported;
 
@@ -118,7 +119,10 @@ pub struct Draft<'r> {
 impl<'r> Draft<'r> {
     /// A new job.
     pub fn submit(new: NewJob, rules: &'r Rules, now_ms: u64) -> Self {
-        let delay = new.options.delay.and_then(|d| Duration::try_from(d).ok()).unwrap_or_default();
+        let delay = match new.options.run_at {
+            Some(at) => Duration::from_millis(millis(at).saturating_sub(now_ms)),
+            None => duration(new.options.delay),
+        };
         let time = timestamp(now_ms);
         let fixed = new.input_json.clone().into();
         let expect = Expect::Absent { epoch: new.epoch.clone(), fixed };
@@ -188,9 +192,13 @@ impl<'r> Draft<'r> {
         job.attempt += 1;
         job.started_at.get_or_insert(timestamp(self.now_ms));
         let token = format!("{}-{nonce}", job.attempt);
-        self.record.lease = Some(Lease { token, worker: worker.to_owned(), ..Lease::default() });
+        let began_ms = self.now_ms;
+        self.record.lease = Some(Lease { token, worker: worker.to_owned(), began_ms, ..Lease::default() });
         self.index.push(IndexChange::Dequeue { place: self.place() });
         self.put(index::LEASES, self.record.lease_member(), self.rules.lease);
+        if let Some(left) = self.time_left() {
+            self.put(index::ATTEMPTS, self.record.lease_member(), left.0);
+        }
         self.enter(JobState::Processing, StateChanged::default());
         Ok(())
     }
@@ -211,6 +219,10 @@ impl<'r> Draft<'r> {
                 };
                 self.record.job.cancel_requested = Some(request.clone());
                 self.put(index::CANCELS, self.record.job.job_id.clone(), grace);
+                // From here on the cancellation's deadline counts.
+                if self.time_left().is_some() {
+                    self.remove(index::ATTEMPTS, self.record.lease_member());
+                }
                 let change = StateChanged { cancel_requested: Some(request), ..StateChanged::default() };
                 self.enter(JobState::Processing, change);
                 Ok(())
@@ -304,15 +316,8 @@ impl<'r> Draft<'r> {
         Refusal::State(self.record.state())
     }
 
-    /// Where the job waits for a worker.
-    fn place(&self) -> Place {
-        let Job { kind, tenant, owner, job_id, .. } = &self.record.job;
-        let (queue, lane) = (index::queue(kind), index::lane(tenant, owner));
-        Place { queue, lane, member: job_id.clone(), priority: 0 }
-    }
-
     fn options(&self) -> JobOptions {
-        self.record.job.options.unwrap_or_default()
+        self.record.job.options.clone().unwrap_or_default()
     }
 
     /// Puts a new job into the lists that it stays in for as long as it exists.
@@ -321,19 +326,6 @@ impl<'r> Draft<'r> {
         let (id, owned) = (job_id.clone(), index::jobs_of(tenant, owner));
         self.put(index::ALL_JOBS, id.clone(), Duration::ZERO);
         self.put(owned, id, Duration::ZERO);
-    }
-
-    fn enqueue(&mut self, reason: &str) {
-        self.index.push(IndexChange::Enqueue { place: self.place(), gate: None });
-        self.enter(JobState::Queued, StateChanged { reason: reason.to_owned(), ..StateChanged::default() });
-    }
-
-    fn schedule(&mut self, delay: Duration, reason: &str) {
-        self.put(index::SCHEDULED, self.record.job.job_id.clone(), delay);
-        let run_at = Some(timestamp(self.now_ms + as_millis(delay)));
-        self.record.job.run_at = run_at;
-        let change = StateChanged { reason: reason.to_owned(), run_at, ..StateChanged::default() };
-        self.enter(JobState::Scheduled, change);
     }
 
     fn enter(&mut self, state: JobState, mut change: StateChanged) {
@@ -347,6 +339,9 @@ impl<'r> Draft<'r> {
         if let Some(lease) = self.record.lease.as_mut().filter(|l| !l.ended) {
             lease.ended = true;
             self.remove(index::LEASES, self.record.lease_member());
+            if self.time_left().is_some() {
+                self.remove(index::ATTEMPTS, self.record.lease_member());
+            }
         }
     }
 
@@ -367,11 +362,11 @@ impl<'r> Draft<'r> {
             JobState::Scheduled => self.remove(index::SCHEDULED, id.clone()),
             _ => self.end_lease(),
         }
+        self.leave_gate();
         if self.record.job.cancel_requested.is_some() {
             self.remove(index::CANCELS, id.clone());
         }
-        let keep = self.options().retention.and_then(|d| Duration::try_from(d).ok()).unwrap_or_default();
-        self.put(index::EXPIRIES, id, keep);
+        self.put(index::EXPIRIES, id, duration(self.options().retention));
         let job = &mut self.record.job;
         job.set_state(state);
         job.outcome = Some(outcome);
@@ -417,6 +412,11 @@ pub fn timestamp(ms: u64) -> prost_types::Timestamp {
 /// The inverse of [`timestamp`], for times after 1970.
 pub fn millis(t: prost_types::Timestamp) -> u64 {
     u64::try_from(t.seconds).unwrap_or(0) * 1000 + u64::try_from(t.nanos / 1_000_000).unwrap_or(0)
+}
+
+/// An option's duration; unset is zero, as is what cannot be one.
+fn duration(option: Option<prost_types::Duration>) -> Duration {
+    option.and_then(|d| Duration::try_from(d).ok()).unwrap_or_default()
 }
 
 fn as_millis(d: Duration) -> u64 {

@@ -23,9 +23,11 @@ mod server;
 mod tail;
 
 use std::{
-    sync::Arc,
-    sync::atomic::{AtomicI64, Ordering},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use ::redis::{FromRedisValue, Value, cmd};
@@ -469,8 +471,10 @@ fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX >> 12)
 }
 
+/// A time of this process, for the distance to the server's: nobody can set it, unlike this machine's clock.
 fn local_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    millis(BEGAN.elapsed())
 }
 
 async fn sample_clock(connection: &Connection, skew_ms: &AtomicI64) -> Result<(), StoreError> {

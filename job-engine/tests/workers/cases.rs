@@ -13,15 +13,15 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::{
-    Running, World, caller,
+    At, World, caller,
     worker::{Worker, held, hello},
 };
 
-fn line(text: &str) -> Body {
+pub(crate) fn line(text: &str) -> Body {
     Body::Log(Log { text: text.into(), ..Log::default() })
 }
 
-fn done() -> Body {
+pub(crate) fn done() -> Body {
     Body::Complete(Completed { result_json: "\"Success!\"".into() })
 }
 
@@ -33,13 +33,13 @@ fn saved(bytes: &'static [u8]) -> Body {
     })
 }
 
-async fn cancel(engine: &Running, job: &Job) -> Job {
+async fn cancel(engine: &At, job: &Job) -> Job {
     let request = CancelJobRequest { caller: None, job_id: job.job_id.clone(), reason: "enough".into() };
     engine.jobs().await.cancel_job(request).await.expect("accepted").into_inner().job.expect("a job")
 }
 
 /// Follows a job from a cursor to its end.
-async fn follow(engine: &Running, job_id: &str, cursor: &str) -> (CursorOutcome, Vec<Event>) {
+pub(crate) async fn follow(engine: &At, job_id: &str, cursor: &str) -> (CursorOutcome, Vec<Event>) {
     let request =
         WatchJobRequest { job_id: job_id.into(), cursor: cursor.into(), ..WatchJobRequest::default() };
     let mut stream = engine.jobs().await.watch_job(request).await.expect("a stream").into_inner();
@@ -75,7 +75,7 @@ pub(crate) async fn a_job_runs_from_submit_to_its_result(world: World) {
 }
 
 pub(crate) async fn j1_a_worker_paused_past_its_lease_is_fenced(world: World) {
-    let engine = world.engine().await;
+    let engine = world.impatient().await;
     let mut paused = Worker::connect(&engine, &["demo"]).await;
     let job = engine.submit("demo").await;
     let old = paused.assignment().await;
@@ -110,7 +110,7 @@ pub(crate) async fn j1_a_worker_paused_past_its_lease_is_fenced(world: World) {
 }
 
 pub(crate) async fn j2_a_lost_worker_s_job_goes_on_from_its_checkpoint(world: World) {
-    let engine = world.engine().await;
+    let engine = world.impatient().await;
     let mut first = Worker::connect(&engine, &["demo"]).await;
     let job = engine.submit("demo").await;
     let lease = first.assignment().await;
@@ -141,7 +141,7 @@ pub(crate) async fn j4_a_report_sent_again_is_stored_once(world: World) {
 }
 
 pub(crate) async fn j5_a_stream_that_comes_back_with_its_tokens_keeps_its_jobs(world: World) {
-    let engine = world.engine().await;
+    let engine = world.impatient().await;
     let mut worker = Worker::connect(&engine, &["demo"]).await;
     let job = engine.submit("demo").await;
     let lease = worker.assignment().await;
@@ -152,7 +152,7 @@ pub(crate) async fn j5_a_stream_that_comes_back_with_its_tokens_keeps_its_jobs(w
         worker = Worker::say_hello(&engine, Hello { leases: vec![held(&lease)], ..hello(&["demo"]) })
             .await
             .expect("welcome");
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
         seqs.push(worker.ok(&lease, i, line("again")).await);
     }
     assert_eq!(seqs, (3..10).collect::<Vec<_>>());
@@ -211,7 +211,7 @@ pub(crate) async fn j10_cancel_reaches_waiting_and_running_jobs(world: World) {
 }
 
 pub(crate) async fn j11_a_worker_that_ignores_cancel_is_cut_off(world: World) {
-    let engine = world.engine().await;
+    let engine = world.impatient().await;
     let mut worker = Worker::connect(&engine, &["demo"]).await;
     let job = engine.submit("demo").await;
     let lease = worker.assignment().await;
@@ -310,6 +310,17 @@ pub(crate) async fn j31_one_idempotency_key_is_one_job(world: World) {
     // Another owner's key is another key.
     let theirs = SubmitJobRequest { caller: Some(caller("you")), ..request("{}") };
     assert!(engine.jobs().await.submit_job(theirs).await.expect("accepted").into_inner().created);
+    // A key that has expired is a new one.
+    let due = engine.inner.store.list("expire", None, 99).await.expect("an answer");
+    let keys: Vec<_> = due.into_iter().map(|(_, member)| member).filter(|m| m.starts_with("idem/")).collect();
+    assert_eq!(keys.len(), 2, "{keys:?}");
+    engine.inner.store.renew("expire", keys, Duration::ZERO).await.expect("an answer");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !engine.inner.store.list("expire", None, 1).await.expect("an answer").is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "the sweeper forgets the keys");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(engine.jobs().await.submit_job(request("{}")).await.expect("accepted").into_inner().created);
     engine.stop().await;
 }
 
@@ -497,7 +508,7 @@ pub(crate) async fn delayed_jobs_and_retries_wait_for_their_time(world: World) {
 
 /// More than the windows of its connection and every queue behind it can hold.
 pub(crate) async fn e54_a_worker_that_does_not_read_keeps_jobs_from_nobody(world: World) {
-    let engine = world.engine().await;
+    let engine = world.impatient().await;
     let greedy = Hello { capacity: 1000, ..hello(&["demo"]) };
     let deaf = Worker::say_hello(&engine, greedy).await.expect("welcome");
     let input_json = format!("\"{}\"", "x".repeat(32 * 1024));

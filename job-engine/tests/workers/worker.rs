@@ -1,22 +1,24 @@
 //! A worker by hand: every message is sent and awaited explicitly.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use tidegate_proto::v1::{
-    Assignment, HeldLease, Hello, Ping, Report, ReportAck, ReportResult, Welcome, WorkRequest, WorkResponse,
-    WorkerKind, report::Body, work_request, work_response::Message,
+    Assignment, HeldLease, Hello, Leave, Ping, Report, ReportAck, ReportResult, Welcome, WorkRequest,
+    WorkResponse, WorkerKind, report::Body, work_request, work_response::Message,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, Streaming};
 
-use crate::Running;
+use crate::At;
 
 /// One stream of a worker.
 pub(crate) struct Worker {
     requests: mpsc::Sender<WorkRequest>,
     responses: Streaming<WorkResponse>,
+    /// Assignments that came before an answer that was waited for.
+    assigned: VecDeque<Assignment>,
     pub(crate) welcome: Welcome,
     pings: AbortOnDropHandle<()>,
 }
@@ -31,11 +33,11 @@ pub(crate) fn held(assignment: &Assignment) -> HeldLease {
 }
 
 impl Worker {
-    pub(crate) async fn connect(engine: &Running, kinds: &[&str]) -> Self {
+    pub(crate) async fn connect(engine: &At, kinds: &[&str]) -> Self {
         Self::say_hello(engine, hello(kinds)).await.expect("welcome")
     }
 
-    pub(crate) async fn say_hello(engine: &Running, hello: Hello) -> Result<Self, Status> {
+    pub(crate) async fn say_hello(engine: &At, hello: Hello) -> Result<Self, Status> {
         let (requests, stream) = mpsc::channel(64);
         let first = WorkRequest { message: Some(work_request::Message::Hello(hello)) };
         requests.send(first).await.expect("room");
@@ -43,7 +45,7 @@ impl Worker {
         match responses.message().await?.and_then(|r| r.message) {
             Some(Message::Welcome(welcome)) => {
                 let pings = AbortOnDropHandle::new(tokio::spawn(ping(requests.clone())));
-                Ok(Self { requests, responses, welcome, pings })
+                Ok(Self { requests, responses, assigned: VecDeque::new(), welcome, pings })
             }
             other => panic!("not a welcome: {other:?}"),
         }
@@ -51,14 +53,23 @@ impl Worker {
 
     /// The next message that is no pong.
     pub(crate) async fn next(&mut self) -> Result<Message, Status> {
-        loop {
-            let message = tokio::time::timeout(Duration::from_secs(20), self.responses.message());
-            match message.await.expect("a message in time")?.and_then(|r| r.message) {
-                Some(Message::Pong(_)) => {}
-                Some(message) => return Ok(message),
-                None => return Err(Status::unavailable("the stream ended")),
-            }
+        if let Some(assignment) = self.assigned.pop_front() {
+            return Ok(Message::Assignment(assignment));
         }
+        self.hear().await
+    }
+
+    async fn hear(&mut self) -> Result<Message, Status> {
+        let next = async {
+            loop {
+                match self.responses.message().await?.and_then(|r| r.message) {
+                    Some(Message::Pong(_)) => {}
+                    Some(message) => return Ok(message),
+                    None => return Err(Status::unavailable("the stream ended")),
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), next).await.expect("a message in time")
     }
 
     pub(crate) async fn assignment(&mut self) -> Assignment {
@@ -73,6 +84,12 @@ impl Worker {
         self.pings.abort();
     }
 
+    /// Wants no more jobs.
+    pub(crate) async fn leave(&self) {
+        let leave = WorkRequest { message: Some(work_request::Message::Leave(Leave {})) };
+        self.requests.send(leave).await.expect("the stream is open");
+    }
+
     pub(crate) async fn send(&self, lease: &Assignment, number: u64, body: Body) {
         let report = Report {
             job_id: lease.job_id.clone(),
@@ -84,15 +101,14 @@ impl Worker {
         self.requests.send(request).await.expect("the stream is open");
     }
 
-    /// Sends a report and waits for its answer, whatever comes in between.
+    /// Sends a report and waits for its answer; of what comes in between, assignments are kept.
     pub(crate) async fn report(&mut self, lease: &Assignment, number: u64, body: Body) -> ReportAck {
         self.send(lease, number, body).await;
         loop {
-            if let Message::Ack(ack) = self.next().await.expect("a message")
-                && ack.number == number
-                && ack.job_id == lease.job_id
-            {
-                return ack;
+            match self.hear().await.expect("a message") {
+                Message::Ack(ack) if ack.number == number && ack.job_id == lease.job_id => return ack,
+                Message::Assignment(assignment) => self.assigned.push_back(assignment),
+                _ => {}
             }
         }
     }

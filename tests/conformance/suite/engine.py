@@ -78,6 +78,8 @@ class Stream:
         self.welcomed = False
         # Whether pings are answered.
         self.pong = True
+        # Whether the worker said that it takes no new jobs.
+        self.left = False
         # When each message of the worker came, by the monotonic clock.
         self.heard: list[float] = []
         self.pings = 0
@@ -131,6 +133,8 @@ class Stream:
                     await self.send(v1.WorkResponse(pong=v1.Pong()))
             elif kind == "report":
                 self._reported(request.report)
+            elif kind == "leave":
+                self.left = True
             # Anything else is an addition to the contract that no case asks for.
 
     def _reported(self, report) -> None:
@@ -139,6 +143,8 @@ class Stream:
         if lease is None:
             self.play.fail(f"{text(report)} of job {report.job_id!r} carries the token {report.lease_token!r}, which was never assigned")
         else:
+            if report.WhichOneof("body") == "released" and self.play.worker.may_exit and not self.left:
+                self.play.fail(f"{text(report)} of job {report.job_id!r} came before `leave`: the engine might assign it here again")
             lease.on_report(self, report)
 
     # -- what the engine says --------------------------------------------------------------------------------------

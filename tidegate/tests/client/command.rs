@@ -59,7 +59,7 @@ async fn the_exit_code_says_how_the_job_ended() {
         assert_eq!(output.status.code(), Some(code), "{output:?}");
         assert_eq!(out(&output), format!("\\x1b[2Jhostile\n{last}\n"));
         let requests = gateway.requests();
-        assert_eq!(requests[0].body, r#"{"kind":"demo","input":{"a":1.50}}"#);
+        assert_eq!(requests[0].body, r#"{"kind":"demo","input":{"a":1.50},"options":{}}"#);
         assert_eq!(requests[0].header("idempotency-key"), Some("k1"));
     }
 }
@@ -67,9 +67,10 @@ async fn the_exit_code_says_how_the_job_ended() {
 #[tokio::test]
 async fn submit_prints_the_id_alone_and_reads_its_input_from_a_pipe() {
     let gateway = Gateway::start(vec![Reply::json("201 Created", JOB)]).await;
-    let output = tidegate(Some(&gateway), &["submit", "demo", "-"], " {\"b\": 2}\n").await;
+    let output = tidegate(Some(&gateway), &["submit", "demo", "-", "--priority=5"], " {\"b\": 2}\n").await;
     assert_eq!((output.status.code(), out(&output).as_str()), (Some(0), "0190a\n"));
-    assert_eq!(gateway.requests()[0].body, r#"{"kind":"demo","input":{"b": 2}}"#);
+    let body = r#"{"kind":"demo","input":{"b": 2},"options":{"priority":5}}"#;
+    assert_eq!(gateway.requests()[0].body, body);
 }
 
 #[tokio::test]

@@ -4,8 +4,8 @@
 //! dial, a time, the order to shut down. Nothing in the loop blocks, so a slow engine holds up no job that has room
 //! left in its window, and a busy job holds up no answer.
 //!
-//! Shutting down goes through [`Phase`]s. While it does, new assignments are kept aside unstarted and given back at
-//! the end: giving them back at once would have the engine assign them here again.
+//! Shutting down goes through [`Phase`]s. The engine is told to assign nothing more; what comes all the same is kept
+//! aside unstarted and given back at the end, since an engine that does not listen would assign it here again at once.
 
 mod jobs;
 mod line;
@@ -88,6 +88,8 @@ struct Up {
     leave_at: Option<Instant>,
     /// Ends when another engine is the better one: the reason, and that engine if it is a certain one.
     better: BoxFuture<'static, (&'static str, Option<Pick>)>,
+    /// Whether the engine was told to assign nothing more.
+    left: bool,
 }
 
 /// What the loop woke up for.
@@ -159,6 +161,13 @@ impl Owner {
             match self.wake(&shutdown).await {
                 Wake::Command(Command::Report { job, body, ticket }) => self.report(&job, body, ticket),
                 Wake::Command(Command::Finished { job, outcome }) => self.finished(&job, outcome),
+                Wake::Room(permit) if self.has_to_leave() => {
+                    // Before any report of this shutdown: what is given back then goes to other workers.
+                    permit.send(link::request(work_request::Message::Leave(v1::Leave {})));
+                    if let Line::Up(up) = &mut self.line {
+                        up.left = true;
+                    }
+                }
                 Wake::Room(permit) => {
                     if let Some(report) = self.session.next_report() {
                         permit.send(link::request(work_request::Message::Report(report)));
@@ -187,7 +196,7 @@ impl Owner {
     /// Waits for something to do.
     async fn wake(&mut self, shutdown: &CancellationToken) -> Wake {
         let until = self.next_time();
-        let has_unsent = self.session.has_unsent();
+        let has_unsent = self.session.has_unsent() || self.has_to_leave();
         let working = matches!(self.phase, Phase::Working);
         let line = async {
             match &mut self.line {
@@ -218,6 +227,11 @@ impl Owner {
             () = sleep_until(until) => Wake::Time,
             () = shutdown.cancelled(), if working => Wake::Shutdown,
         }
+    }
+
+    /// Whether the engine is yet to be told to assign nothing more.
+    fn has_to_leave(&self) -> bool {
+        !matches!(self.phase, Phase::Working) && matches!(&self.line, Line::Up(up) if !up.left)
     }
 
     /// When [`Owner::keep_time`] has something to do, at the latest.

@@ -29,6 +29,8 @@ pub(crate) struct Stream {
     /// Whether pings are answered.
     pub(crate) pong: bool,
     pub(crate) pings: usize,
+    /// Whether the worker wants no more jobs.
+    pub(crate) left: bool,
 }
 
 struct Service(mpsc::Sender<Stream>);
@@ -46,7 +48,7 @@ impl WorkerService for Service {
             return Err(Status::invalid_argument("the first message was no hello"));
         };
         let (answers, stream) = mpsc::channel(1024);
-        let opened = Stream { hello, requests, answers, pong: true, pings: 0 };
+        let opened = Stream { hello, requests, answers, pong: true, pings: 0, left: false };
         self.0.send(opened).await.map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(ReceiverStream::new(stream)))
     }
@@ -147,6 +149,10 @@ impl Stream {
                         self.say(Message::Pong(v1::Pong {})).await;
                     }
                 }
+                Some(Request::Leave(_)) => {
+                    assert!(!self.left, "a worker leaves once");
+                    self.left = true;
+                }
                 other => panic!("not expected: {other:?}"),
             }
         }
@@ -164,6 +170,7 @@ impl Stream {
             let request = timeout(PATIENCE, self.requests.message()).await.expect("the worker says nothing");
             match request.unwrap().unwrap().message {
                 Some(Request::Report(report)) => reports.push(report),
+                Some(Request::Leave(_)) => self.left = true,
                 _ => {
                     self.pings += 1;
                     self.say(Message::Pong(v1::Pong {})).await;

@@ -490,6 +490,7 @@ async fn assignments_during_a_shutdown_are_kept_aside_and_given_back_at_the_end(
     status.wait_for(|status| *status == Status::Draining).await.unwrap();
     stream.assign(&job("two", "quick", &json!({}))).await;
     assert!(stream.reports_until_quiet().await.is_empty(), "neither run nor given back to be assigned again");
+    assert!(stream.left, "the engine is told to assign nothing more");
     go.notify_one();
     let mut ends = Vec::new();
     for _ in 0..2 {

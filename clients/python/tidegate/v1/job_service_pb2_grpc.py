@@ -90,7 +90,8 @@ class JobServiceServicer:
         """Accepts a job and returns it once it is stored.
 
         Errors: INVALID_ARGUMENT with the offending fields; ALREADY_EXISTS when the idempotency key was used
-        with another request; RESOURCE_EXHAUSTED when a limit is reached; UNAVAILABLE when the log is away.
+        with another request, or the unique key belongs to another owner's unfinished job; RESOURCE_EXHAUSTED when the
+        owner's queue or the engine is full; UNAVAILABLE when the log is away.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +126,7 @@ class JobServiceServicer:
     def RetryJob(self, request, context):
         """Queues a FAILED or CANCELLED job again; its log and numbering go on.
 
-        Errors: FAILED_PRECONDITION in any other state.
+        Errors: FAILED_PRECONDITION in any other state; ALREADY_EXISTS when another unfinished job has its unique key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,14 +26,16 @@ REPORT_RESULT_CANCELLED: ReportResult
 REPORT_RESULT_REJECTED: ReportResult
 
 class WorkRequest(_message.Message):
-    __slots__ = ("hello", "report", "ping")
+    __slots__ = ("hello", "report", "ping", "leave")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     report: Report
     ping: Ping
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
+    leave: Leave
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class WorkResponse(_message.Message):
     __slots__ = ("welcome", "assignment", "ack", "cancel", "lease_lost", "drain", "pong")
@@ -116,7 +118,7 @@ class ResumedLease(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., last_report: _Optional[int] = ..., cancel_requested: _Optional[_Union[_job_pb2.CancelRequested, _Mapping]] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("job_id", "kind", "attempt", "lease_token", "input_json", "checkpoint", "tenant", "owner")
+    __slots__ = ("job_id", "kind", "attempt", "lease_token", "input_json", "checkpoint", "tenant", "owner", "deadline", "progress_deadline")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +127,8 @@ class Assignment(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_DEADLINE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     kind: str
     attempt: int
@@ -133,7 +137,9 @@ class Assignment(_message.Message):
     checkpoint: _job_pb2.Checkpoint
     tenant: str
     owner: str
-    def __init__(self, job_id: _Optional[str] = ..., kind: _Optional[str] = ..., attempt: _Optional[int] = ..., lease_token: _Optional[str] = ..., input_json: _Optional[str] = ..., checkpoint: _Optional[_Union[_job_pb2.Checkpoint, _Mapping]] = ..., tenant: _Optional[str] = ..., owner: _Optional[str] = ...) -> None: ...
+    deadline: _timestamp_pb2.Timestamp
+    progress_deadline: _duration_pb2.Duration
+    def __init__(self, job_id: _Optional[str] = ..., kind: _Optional[str] = ..., attempt: _Optional[int] = ..., lease_token: _Optional[str] = ..., input_json: _Optional[str] = ..., checkpoint: _Optional[_Union[_job_pb2.Checkpoint, _Mapping]] = ..., tenant: _Optional[str] = ..., owner: _Optional[str] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress_deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("job_id", "lease_token", "number", "progress", "log", "checkpoint", "custom", "complete", "fail", "stopped", "released")
@@ -214,6 +220,10 @@ class Drain(_message.Message):
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
     deadline: _timestamp_pb2.Timestamp
     def __init__(self, deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Leave(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Ping(_message.Message):
     __slots__ = ()

@@ -80,9 +80,18 @@ impl<'r> Draft<'r> {
     fn leave(&mut self, stored: &JobRecord) {
         let id = stored.job.job_id.clone();
         match stored.state() {
-            JobState::Queued => self.index.push(IndexChange::Dequeue { place: self.place() }),
+            JobState::Queued => {
+                self.index.push(IndexChange::Dequeue { place: self.place() });
+                // Nothing that waits may be let in now. So the key's limit is exceeded by jobs that go on from memory.
+                self.leave_gate();
+            }
             JobState::Scheduled => self.remove(index::SCHEDULED, id),
-            _ => self.remove(index::LEASES, stored.lease_member()),
+            _ => {
+                self.remove(index::LEASES, stored.lease_member());
+                if self.time_left().is_some() {
+                    self.remove(index::ATTEMPTS, stored.lease_member());
+                }
+            }
         }
     }
 
@@ -92,6 +101,8 @@ impl<'r> Draft<'r> {
         if let Some(request) = &self.record.job.cancel_requested {
             let due = request.deadline.map_or(0, millis).saturating_sub(self.now_ms);
             self.put(index::CANCELS, self.record.job.job_id.clone(), Duration::from_millis(due));
+        } else if let Some((left, _)) = self.time_left() {
+            self.put(index::ATTEMPTS, self.record.lease_member(), left);
         }
     }
 }
@@ -195,6 +206,12 @@ mod tests {
     fn j24_a_job_that_is_gone_is_made_again() {
         let rules = rules();
         let memory = said(&assigned(&submitted(&rules), &rules, "n"), &rules);
+        let mut timed = memory.clone();
+        let options = timed.job.options.get_or_insert_default();
+        options.timeout = Some(prost_types::Duration { seconds: 60, nanos: 0 });
+        let commit = Draft::after_loss(timed, None, "new".into(), &rules, 3).commit();
+        let ends = |c: &IndexChange| matches!(c, IndexChange::Put { index, .. } if index == index::ATTEMPTS);
+        assert!(commit.index.iter().any(ends), "its timeout still ends it: {:?}", commit.index);
         let draft = Draft::after_loss(memory, None, "new".into(), &rules, 3);
         let commit = draft.commit();
         assert_eq!(commit.expect, Expect::Absent { epoch: "new".into(), fixed: "{}".into() });

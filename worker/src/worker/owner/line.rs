@@ -63,7 +63,8 @@ impl Owner {
         // Bounded below: a ping a millisecond would be an attack on the engine.
         let ping = duration(welcome.ping_interval).unwrap_or(DEFAULT_PING).max(Duration::from_millis(50));
         let better = better(&link.pick).boxed();
-        let up = Up { link, since: now, heard: now, ping, next_ping: now + ping, leave_at: None, better };
+        let (next_ping, leave_at, left) = (now + ping, None, false);
+        let up = Up { link, since: now, heard: now, ping, next_ping, leave_at, better, left };
         self.line = Line::Up(Box::new(up));
         let limit = |said: u32, default: usize| if said == 0 { default } else { said as usize };
         self.limits = Limits {
