@@ -200,6 +200,18 @@ export interface JobOptions {
   maxBackoff?: number;
   maxStalls?: number;
   retention?: number;
+  /** Orders an owner's own jobs of a kind, the higher first: -100 to 100, 0 by default. */
+  priority?: number;
+  /** Ends an attempt that takes longer. */
+  timeout?: number;
+  /** Ends an attempt that reports nothing for this long. */
+  progressDeadline?: number;
+  /** At most `limit` jobs with this key run at once in the tenant. */
+  concurrency?: { key: string; limit: number };
+  /** One unfinished job with this key in the tenant; a second submission yields the first job. */
+  uniqueKey?: string;
+  /** Excludes `delay`. */
+  runAt?: Date;
   /** Whatever the contract has beyond; a name that it has not is refused with a `TypeError`. */
   [option: string]: unknown;
 }

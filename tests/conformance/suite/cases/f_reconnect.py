@@ -1,5 +1,6 @@
 """Streams that break, and engines that are away: jobs go on, reports are sent again exactly, nobody is stormed."""
 
+import asyncio
 import time
 
 import grpc
@@ -225,11 +226,13 @@ async def e43_an_engine_that_is_away_is_tried_again_and_not_stormed(play: Play):
     play.closers.append(shut.close)
     await play.start(shut)
     await play.until(lambda: len(shut.connects) >= 4, "four tries to connect to an engine that is away")
-    gaps = [b - a for a, b in zip(shut.connects, shut.connects[1:])]
-    if gaps[0] > 3:
-        raise Violation(f"the first pause is {gaps[0]:.1f} s; it begins below 1 s")
-    if min(gaps) < 0.05 or sum(gaps[:3]) < 0.4 or gaps[2] < gaps[0]:
-        raise Violation(f"the pauses between tries are {[round(gap, 3) for gap in gaps]} s: no growing pause")
+    begin = shut.connects[0]
+    # Not a wait for something: how often it knocks in four seconds is what is measured.
+    await asyncio.sleep(max(0.0, begin + 4 - time.monotonic()))
+    early, late = (sum(a <= at - begin < a + 2 for at in shut.connects) for a in (0, 2))
+    # A worker may look at the engine in more than one way at a time: by a stream, and by its health.
+    if early + late > 40 or late > early:
+        raise Violation(f"{early} tries came in the first two seconds, {late} in the next two: no growing pause")
     await shut.close()
     engine = await play.engine(shut.port)
     stream = await engine.accept(20 + 5)
