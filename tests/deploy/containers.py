@@ -166,6 +166,17 @@ class Containers(unittest.TestCase):
             return (found.get("tidegate-gateway"), found.get("load-balancer")) == ("2", "1")
 
         until("Prometheus sees two gateways and the load balancer", all_up)
+        query = f"http://127.0.0.1:{PROMETHEUS}/api/v1/query?query="
+
+        def serving() -> list[str]:
+            found = json.loads(get(query + "tidegate_gateway_engines_serving"))["data"]["result"]
+            return [series["value"][1] for series in found]
+
+        until("both gateways see both engines", lambda: serving() == ["2", "2"])
+        rules = json.loads(get(f"http://127.0.0.1:{PROMETHEUS}/api/v1/rules?type=alert"))["data"]["groups"]
+        self.assertGreater(len(rules), 1)
+        firing = json.loads(get(query + "ALERTS%7Balertstate=%22firing%22%7D"))["data"]["result"]
+        self.assertEqual(firing, [])
 
     def test_the_secrets_are_their_readers_alone_and_made_once(self) -> None:
         read = "stat -c '%a %u' /run/secrets/redis.conf; sha256sum </run/secrets/redis.conf"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import unittest
 
+import kubernetes_validate
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -115,6 +116,55 @@ class Compose(unittest.TestCase):
         for volume in COMPOSE["volumes"]:
             if volume.endswith("-secrets"):
                 self.assertEqual(len(readers[volume] - {"init"}), 1, f"{volume}: {readers[volume]}")
+
+
+class Kubernetes(unittest.TestCase):
+    """The example, by the schema of the oldest version that it is for, and by the binaries."""
+
+    DOCUMENTS = list(yaml.safe_load_all((ROOT / "deploy/kubernetes/tidegate.yaml").read_text()))
+
+    def test_every_object_keeps_to_the_schema(self) -> None:
+        kinds = {document["kind"] for document in self.DOCUMENTS}
+        self.assertLessEqual({"Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"}, kinds)
+        for document in self.DOCUMENTS:
+            with self.subTest(kind=document["kind"], name=document["metadata"]["name"]):
+                kubernetes_validate.validate(document, "1.30", strict=True)
+
+    def test_every_flag_probe_and_port_is_served(self) -> None:
+        deployments = [document for document in self.DOCUMENTS if document["kind"] == "Deployment"]
+        self.assertEqual(len(deployments), 3)
+        for deployment in deployments:
+            pod = deployment["spec"]["template"]["spec"]
+            [container] = pod["containers"]
+            [binary] = container["command"]
+            told = subprocess.run([DEBUG / binary, "--help"], text=True, capture_output=True, check=True).stdout
+            ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+            for flag in container["args"]:
+                name, _, value = flag.partition("=")
+                with self.subTest(deployment=binary, flag=name):
+                    self.assertIn(name, told)
+                    if name.endswith("listen"):
+                        self.assertIn(int(value.rsplit(":", 1)[1]), ports.values())
+            for probe in ["livenessProbe", "readinessProbe"]:
+                if ports:
+                    self.assertIn(container[probe]["httpGet"]["port"], ports)
+            grace = [int(flag.split("=")[1]) for flag in container["args"] if re.match("--(drain|grace)-seconds", flag)]
+            self.assertGreater(pod["terminationGracePeriodSeconds"], sum(grace) + 5, "SIGKILL would come too early")
+
+    def test_every_pod_is_confined(self) -> None:
+        for document in self.DOCUMENTS:
+            if document["kind"] == "Deployment":
+                pod = document["spec"]["template"]["spec"]
+                self.assertTrue(pod["securityContext"]["runAsNonRoot"])
+                self.assertFalse(pod["automountServiceAccountToken"])
+                inner = pod["containers"][0]["securityContext"]
+                self.assertTrue(inner["readOnlyRootFilesystem"])
+                self.assertEqual(inner["capabilities"], {"drop": ["ALL"]})
+
+    def test_the_autoscaler_follows_a_metric_that_exists(self) -> None:
+        [scaler] = [document for document in self.DOCUMENTS if document["kind"] == "HorizontalPodAutoscaler"]
+        metric = scaler["spec"]["metrics"][0]["pods"]["metric"]["name"]
+        self.assertIn(f"| `{metric}` | gauge |", (ROOT / "docs/metrics.md").read_text())
 
 
 class Files(unittest.TestCase):
