@@ -57,6 +57,11 @@ impl Process {
         let _ = killpg(group, signal);
     }
 
+    /// Whether it has ended.
+    pub(crate) fn ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for the end.
     pub(crate) async fn wait(&mut self) -> ExitStatus {
         let what = format!("{} ends", self.name);
@@ -71,7 +76,7 @@ impl Process {
 
     /// Starts it again with the same arguments; it must have ended.
     pub(crate) fn start_again(&mut self) {
-        assert!(self.child.try_wait().unwrap().is_some(), "{} still runs", self.name);
+        assert!(self.ended(), "{} still runs", self.name);
         self.child = spawn(&self.program, &self.args, &self.log);
     }
 

@@ -11,12 +11,26 @@ use super::{Process, eventually, free_port};
 
 /// Starts a Redis in `scratch` and waits until it answers; returns its URL too.
 pub(crate) async fn start(scratch: &Path) -> (Process, String) {
+    let port = free_port();
+    (run(scratch, port, "everysec").await, format!("redis://127.0.0.1:{port}"))
+}
+
+/// A Redis that has on its disk what it has answered.
+pub(crate) async fn start_durable(scratch: &Path, port: u16) -> Process {
+    run(scratch, port, "always").await
+}
+
+/// Waits until a Redis answers that was started again.
+pub(crate) async fn answering(port: u16) {
+    eventually("Redis answers", async || answers(port).then_some(())).await;
+}
+
+async fn run(scratch: &Path, port: u16, fsync: &str) -> Process {
     let dir = scratch.join("redis");
     std::fs::create_dir_all(&dir).unwrap();
-    let port = free_port();
     let (number, dir) = (port.to_string(), dir.display().to_string());
     let args = ["--port", &number, "--bind", "127.0.0.1", "--dir", &dir, "--save", "", "--daemonize", "no"];
-    let durable = ["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"];
+    let durable = ["--appendonly", "yes", "--appendfsync", fsync, "--maxmemory-policy", "noeviction"];
     let args = args.into_iter().chain(durable).map(str::to_owned).collect();
     let program = which("redis-server")
         .expect("redis-server is missing: run `tests/run`, or install it (apt: redis-server)");
@@ -26,7 +40,7 @@ pub(crate) async fn start(scratch: &Path) -> (Process, String) {
         answers(port).then_some(())
     })
     .await;
-    (process, format!("redis://127.0.0.1:{port}"))
+    process
 }
 
 fn answers(port: u16) -> bool {

@@ -3,7 +3,7 @@
 pub(crate) mod fleet;
 mod process;
 pub(crate) mod proxy;
-mod redis;
+pub(crate) mod redis;
 mod stack;
 
 use std::{net::TcpListener, time::Duration};
