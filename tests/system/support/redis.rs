@@ -16,11 +16,13 @@ pub(crate) async fn start(scratch: &Path) -> (Process, String) {
 }
 
 /// A Redis that has on its disk what it has answered.
+#[allow(dead_code, reason = "for the chaos test")]
 pub(crate) async fn start_durable(scratch: &Path, port: u16) -> Process {
     run(scratch, port, "always").await
 }
 
 /// Waits until a Redis answers that was started again.
+#[allow(dead_code, reason = "for the chaos test")]
 pub(crate) async fn answering(port: u16) {
     eventually("Redis answers", async || answers(port).then_some(())).await;
 }
