@@ -1,9 +1,11 @@
 //! The Tidegate contract: protobuf messages, gRPC services, and the cursor.
 //!
 //! Everything that two parts of Tidegate must agree on is here and nowhere else. The messages are generated
-//! from `proto/tidegate/v1/*.proto`; this crate adds the [`cursor`] and the [`limits`]. It does no I/O, except for the
-//! `pool` of engines that gateway and worker share, which is a feature of its own.
+//! from `proto/tidegate/v1/*.proto`; this crate adds the [`cursor`], the [`limits`], and the [`bearer`] token of
+//! calls. It does no I/O but read that token, except for the `pool` of engines that gateway and worker share, which is a
+//! feature of its own.
 
+pub mod bearer;
 pub mod cursor;
 pub mod limits;
 #[cfg(feature = "pool")]

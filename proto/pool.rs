@@ -21,7 +21,7 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tonic::{Status, codegen::http::Uri, transport::Channel};
+use tonic::{Status, codegen::http::Uri, service::interceptor::InterceptedService, transport::Channel};
 
 use self::{
     backend::{Backend, Slot},
@@ -32,6 +32,10 @@ pub use self::{
     diagnosis::{diagnose, is_unsent},
     targets::{TargetError, Targets},
 };
+use crate::bearer::Bearer;
+
+/// A connection on which every call presents the pool's token.
+pub type Way = InterceptedService<Channel, Bearer>;
 
 /// How often names are resolved again.
 const RESOLVE: Duration = Duration::from_secs(5);
@@ -58,6 +62,8 @@ struct Inner {
     resolve_now: Arc<Notify>,
     /// What the last resolution failed with, if it did.
     unresolved: RwLock<String>,
+    /// What engines are shown.
+    bearer: Bearer,
 }
 
 /// One engine, for one call or one stream.
@@ -71,17 +77,19 @@ pub struct Pick {
 }
 
 impl Pool {
-    /// Finds the engines at `targets`; must be called within a tokio runtime. Connects when there is something to do.
-    pub fn new(targets: Targets) -> Self {
-        Self::with_resolver(targets, targets::system())
+    /// Finds the engines at `targets`, which are shown `bearer`; must be called within a tokio runtime. Connects when there is
+    /// something to do.
+    pub fn new(targets: Targets, bearer: Bearer) -> Self {
+        Self::with_resolver(targets, bearer, targets::system())
     }
 
-    fn with_resolver(targets: Targets, resolver: Resolver) -> Self {
+    fn with_resolver(targets: Targets, bearer: Bearer, resolver: Resolver) -> Self {
         let pool = Self(Arc::new(Inner {
             backends: RwLock::default(),
             changed: watch::Sender::new(()),
             resolve_now: Arc::default(),
             unresolved: RwLock::default(),
+            bearer,
         }));
         let resolve_now = pool.0.resolve_now.clone();
         tokio::spawn(resolve(Arc::downgrade(&pool.0), resolve_now, targets, resolver));
@@ -195,8 +203,8 @@ impl Pick {
     }
 
     /// The way to the engine.
-    pub fn channel(&self) -> Channel {
-        self.channel.clone()
+    pub fn channel(&self) -> Way {
+        InterceptedService::new(self.channel.clone(), self.pool.0.bearer.clone())
     }
 
     /// Where the engine is.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	pb "tidegate.example/v1"
 )
 
@@ -25,6 +26,9 @@ func connect(address string) error {
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	if token := os.Getenv("TIDEGATE_TOKEN"); token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+	}
 	patience := time.AfterFunc(10*time.Second, cancel)
 	stream, err := pb.NewWorkerServiceClient(conn).Work(ctx)
 	if err != nil {

@@ -4,7 +4,8 @@
  *     app ─┬─ form            starts jobs
  *          ├─ board ── card   open jobs and recent ones; a card is a model (`job`), a view of it (`card-view`, `log`,
  *          │                  `chart`), and what feeds it (`client`, `slots`)
- *          └─ link            the connection lamp
+ *          ├─ link            the connection lamp
+ *          └─ visitor         who looks, where the gateway asks for it
  *
  * Invariant: all that is shown comes from the gateway's public API through `client.js`, so whatever the console does,
  * any other page can do too. It holds no state that a reload would miss.
@@ -15,6 +16,7 @@ import { $, announce, setText } from './dom.js';
 import { launcher } from './form.js';
 import { shortId } from './format.js';
 import { link, Pause, POLL_MS } from './link.js';
+import { visitor } from './visitor.js';
 
 /** The address that the command line assumes when it is told none. */
 const USUAL_ORIGIN = 'http://127.0.0.1:8080';
@@ -34,6 +36,7 @@ launcher.onStarted = (job) => {
   board.refresh();
 };
 link.onBack = () => board.hurry();
+link.onStranger = () => visitor.ask();
 
 $('kind').addEventListener('change', () => launcher.choose());
 $('input-mode').addEventListener('click', () => launcher.toggle());
@@ -59,5 +62,6 @@ setText($('curl-submit'), [
   `curl -N ${location.origin}/api/progress/JOB_ID`,
 ].join('\n'));
 
+visitor.greet();
 board.restore();
 pollForever();

@@ -8,8 +8,14 @@
  * Invariant: `onEvent` sees every event of a job once and in order, across reconnects; what cannot be had any more
  * is said by an event named `gap`. The module keeps no state outside a watch, renders nothing, and depends on nothing.
  *
+ * Where the gateway asks who calls, pages of its own use the session cookie ({@link signIn}) and need no more; all others
+ * pass `token`, a text or a function that gives one. A stream is then opened with a ticket, and, when that has ended, with
+ * another one, as long as there is a token.
+ *
  * @module tidegate
  */
+
+/** A bearer token or API key, or what gives the one that is good now. @typedef {string|(() => string|Promise<string>)} Token */
 
 /**
  * A job as the gateway describes it; absent fields are unknown or do not apply.
@@ -78,6 +84,7 @@
 /**
  * @typedef {object} WatchOptions
  * @property {string} [base] The gateway's origin and path prefix; the page's own origin by default.
+ * @property {Token} [token] Who asks, where that is asked and there is no session.
  * @property {string} [cursor] Read on after this event; from the oldest event kept by default.
  * @property {string[]} [events] Custom event names to expect. Others are noticed by their hole in `seq` and fetched.
  * @property {number} [silenceMs] How long nothing may come before the snapshot is asked whether something should have; 20,000.
@@ -136,17 +143,18 @@ export class NetworkError extends Error {
 
 /**
  * @param {string} base @param {string} path
- * @param {{method?: string, body?: unknown, headers?: Record<string, string>, signal?: AbortSignal}} [how]
+ * @param {{method?: string, body?: unknown, headers?: Record<string, string>, token?: Token, signal?: AbortSignal}} [how]
  * @returns {Promise<any>}
  */
-async function request(base, path, { method = 'GET', body, headers = {}, signal } = {}) {
+async function request(base, path, { method = 'GET', body, headers = {}, token, signal } = {}) {
   const timeout = AbortSignal.timeout(REQUEST_TIMEOUT_MS);
+  const credential = await authorization(token);
   let response;
   let text;
   try {
     response = await fetch(base + path, {
       method,
-      headers: { accept: 'application/json', ...(body === undefined ? {} : { 'content-type': 'application/json' }), ...headers },
+      headers: { accept: 'application/json', ...(body === undefined ? {} : { 'content-type': 'application/json' }), ...credential, ...headers },
       body: body === undefined ? undefined : JSON.stringify(body),
       cache: 'no-store',
       signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
@@ -167,6 +175,12 @@ async function request(base, path, { method = 'GET', body, headers = {}, signal 
   throw new ProblemError(response.status, json && typeof json === 'object' ? json : {}, retryAfter);
 }
 
+/** @param {Token} [token] @returns {Promise<Record<string, string>>} the header that presents it */
+async function authorization(token) {
+  const text = typeof token === 'function' ? await token() : token;
+  return text ? { authorization: `Bearer ${text}` } : {};
+}
+
 /** @param {string} jobId */
 const jobPath = (jobId, rest = '') => `/api/jobs/${encodeURIComponent(jobId)}${rest}`;
 
@@ -176,53 +190,72 @@ const jobPath = (jobId, rest = '') => `/api/jobs/${encodeURIComponent(jobId)}${r
  * Submits a job. With the same `idempotencyKey` and the same body it may safely be called again after a failure.
  * @param {string} kind
  * @param {unknown} [input]
- * @param {{base?: string, options?: object, idempotencyKey?: string, signal?: AbortSignal}} [how]
+ * @param {{base?: string, options?: object, idempotencyKey?: string, token?: Token, signal?: AbortSignal}} [how]
  * @returns {Promise<Job>}
  */
-export function submitJob(kind, input = {}, { base = '', options, idempotencyKey, signal } = {}) {
+export function submitJob(kind, input = {}, { base = '', options, idempotencyKey, token, signal } = {}) {
   /** @type {Record<string, string>} */
   const headers = idempotencyKey ? { 'idempotency-key': idempotencyKey } : {};
-  return request(base, '/api/jobs', { method: 'POST', body: { kind, input, options }, headers, signal });
+  return request(base, '/api/jobs', { method: 'POST', body: { kind, input, options }, headers, token, signal });
 }
 
-/** @param {string} jobId @param {{base?: string, signal?: AbortSignal}} [how] @returns {Promise<Job>} */
-export function getJob(jobId, { base = '', signal } = {}) {
-  return request(base, jobPath(jobId), { signal });
+/** @param {string} jobId @param {{base?: string, token?: Token, signal?: AbortSignal}} [how] @returns {Promise<Job>} */
+export function getJob(jobId, { base = '', token, signal } = {}) {
+  return request(base, jobPath(jobId), { token, signal });
 }
 
 /**
  * One page of jobs, newest first; pass `next` as `cursor` for the page after.
- * @param {{base?: string, limit?: number, cursor?: string, status?: string, kind?: string, signal?: AbortSignal}} [how]
+ * @param {{base?: string, limit?: number, cursor?: string, status?: string, kind?: string, token?: Token, signal?: AbortSignal}} [how]
  * @returns {Promise<{jobs: Job[], next?: string}>}
  */
-export function listJobs({ base = '', signal, ...filters } = {}) {
+export function listJobs({ base = '', token, signal, ...filters } = {}) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(filters)) if (value !== undefined && value !== '') query.set(name, String(value));
-  return request(base, `/api/jobs${query.size ? `?${query}` : ''}`, { signal });
+  return request(base, `/api/jobs${query.size ? `?${query}` : ''}`, { token, signal });
 }
 
 /**
  * The kinds of job on offer.
- * @param {{base?: string, signal?: AbortSignal}} [how]
+ * @param {{base?: string, token?: Token, signal?: AbortSignal}} [how]
  * @returns {Promise<{kind: string, description: string, inputSchema?: object, example?: unknown, live: boolean}[]>}
  */
-export async function listKinds({ base = '', signal } = {}) {
-  return (await request(base, '/api/kinds', { signal })).kinds;
+export async function listKinds({ base = '', token, signal } = {}) {
+  return (await request(base, '/api/kinds', { token, signal })).kinds;
 }
 
-/** @param {string} jobId @param {{base?: string, reason?: string, signal?: AbortSignal}} [how] @returns {Promise<Job>} */
-export function cancelJob(jobId, { base = '', reason, signal } = {}) {
-  return request(base, jobPath(jobId, '/cancel'), { method: 'POST', body: { reason }, signal });
+/** @param {string} jobId @param {{base?: string, reason?: string, token?: Token, signal?: AbortSignal}} [how] @returns {Promise<Job>} */
+export function cancelJob(jobId, { base = '', reason, token, signal } = {}) {
+  return request(base, jobPath(jobId, '/cancel'), { method: 'POST', body: { reason }, token, signal });
 }
 
-/** @param {string} jobId @param {{base?: string, signal?: AbortSignal}} [how] @returns {Promise<Job>} */
-export function retryJob(jobId, { base = '', signal } = {}) {
-  return request(base, jobPath(jobId, '/retry'), { method: 'POST', signal });
+/** @param {string} jobId @param {{base?: string, token?: Token, signal?: AbortSignal}} [how] @returns {Promise<Job>} */
+export function retryJob(jobId, { base = '', token, signal } = {}) {
+  return request(base, jobPath(jobId, '/retry'), { method: 'POST', token, signal });
 }
 
-/** @param {string} jobId @param {{base?: string, signal?: AbortSignal}} [how] @returns {Promise<void>} */
-export async function deleteJob(jobId, { base = '', signal } = {}) {
-  await request(base, jobPath(jobId), { method: 'DELETE', signal });
+/** @param {string} jobId @param {{base?: string, token?: Token, signal?: AbortSignal}} [how] @returns {Promise<void>} */
+export async function deleteJob(jobId, { base = '', token, signal } = {}) {
+  await request(base, jobPath(jobId), { method: 'DELETE', token, signal });
+}
+
+/**
+ * Exchanges a token for a session cookie, on pages that the gateway itself serves.
+ * @param {Token} token @param {{base?: string, signal?: AbortSignal}} [how]
+ * @returns {Promise<{tenant: string, subject: string, scopes: string[], expiresAt?: string}>}
+ */
+export function signIn(token, { base = '', signal } = {}) {
+  return request(base, '/api/session', { method: 'POST', token, signal });
+}
+
+/** Who the gateway takes this page for. @param {{base?: string, token?: Token, signal?: AbortSignal}} [how] */
+export function whoAmI({ base = '', token, signal } = {}) {
+  return request(base, '/api/session', { token, signal });
+}
+
+/** Forgets the session cookie. @param {{base?: string, signal?: AbortSignal}} [how] @returns {Promise<void>} */
+export async function signOut({ base = '', signal } = {}) {
+  await request(base, '/api/session', { method: 'DELETE', signal });
 }
 
 // --- reading -----------------------------------------------------------------------------------
@@ -247,11 +280,12 @@ export function normalizeLog(data) {
 
 /**
  * Reads an SSE response. An unfinished last event is dropped, as the standard demands.
- * @param {string} url @param {AbortSignal} signal
+ * @param {string} url @param {AbortSignal} signal @param {Token} [token]
  * @returns {AsyncGenerator<{event: string, data: string, id: string}>}
  */
-async function* readStream(url, signal) {
-  const response = await fetch(url, { headers: { accept: 'text/event-stream, */*;q=0.1' }, cache: 'no-store', signal });
+async function* readStream(url, signal, token) {
+  const headers = { accept: 'text/event-stream, */*;q=0.1', ...(await authorization(token)) };
+  const response = await fetch(url, { headers, cache: 'no-store', signal });
   if (response.status !== 200 || !response.body) throw new NetworkError(`status ${response.status}`);
   const text = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
@@ -357,14 +391,38 @@ class Watch {
     this.close();
   }
 
-  #url() {
+  #url(ticket = '') {
     const path = `${this.#options.base}/api/progress/${encodeURIComponent(this.#jobId)}`;
+    // A ticket knows its cursor: beside it, a cursor would tell whoever reads the address what proves a reconnect.
+    if (ticket) return `${path}?ticket=${ticket}`;
     return this.#position ? `${path}?lastEventId=${this.cursor}` : path;
   }
 
   #open() {
     this.#dropSource();
-    const source = new EventSource(this.#url());
+    if (this.#options.token === undefined) this.#connect('');
+    else this.#openWithTicket();
+  }
+
+  /** `EventSource` cannot set headers: what it may say stands in its URL, and is good for this stream only. */
+  async #openWithTicket() {
+    const { base, token } = this.#options;
+    try {
+      const order = { method: 'POST', body: { jobId: this.#jobId, cursor: this.cursor }, token, signal: this.#abort.signal };
+      const { ticket } = await request(base, '/api/tickets', order);
+      if (!this.#abort.signal.aborted) this.#connect(ticket);
+    } catch (error) {
+      if (this.#abort.signal.aborted) return;
+      if (error.passing === false) this.#finish({ state: 'refused', error });
+      else {
+        this.#failures += 1;
+        this.#tryLater({ atLeastMs: (error.retryAfter ?? 0) * 1_000 });
+      }
+    }
+  }
+
+  #connect(ticket) {
+    const source = new EventSource(this.#url(ticket));
     this.#source = source;
     source.onerror = () => source === this.#source && this.#onError(source);
     for (const name of this.#names) source.addEventListener(name, this.#onMessage);
@@ -396,7 +454,12 @@ class Watch {
     if (message.type === 'connected') return this.#onConnected(data);
     if (message.type === 'goodbye') {
       this.#goodbye = data;
-      if (data.reconnect === false) this.#finish({ state: 'refused', reason: data.reason });
+      if (data.reason === 'expired' && this.#options.token !== undefined) {
+        // The ticket has ended, or the token behind it; whoever gives tokens may have another one.
+        this.#dropSource();
+        this.#failures += 1;
+        this.#tryLater({ quiet: true });
+      } else if (data.reconnect === false) this.#finish({ state: 'refused', reason: data.reason });
       return undefined;
     }
     return this.#take({ name: message.type, data, cursor: message.lastEventId });
@@ -446,7 +509,7 @@ class Watch {
     const abort = new AbortController();
     const signal = AbortSignal.any([abort.signal, this.#abort.signal, AbortSignal.timeout(REQUEST_TIMEOUT_MS)]);
     try {
-      for await (const { event, data, id } of readStream(this.#url(), signal)) {
+      for await (const { event, data, id } of readStream(this.#url(), signal, this.#options.token)) {
         if (event === 'goodbye') throw new NetworkError(data);
         const at = parseCursor(id);
         if (!at || event === 'connected') continue;
@@ -493,7 +556,7 @@ class Watch {
   }
 
   async #snapshot() {
-    const job = await getJob(this.#jobId, { base: this.#options.base, signal: this.#abort.signal });
+    const job = await getJob(this.#jobId, { base: this.#options.base, token: this.#options.token, signal: this.#abort.signal });
     this.#options.onSnapshot?.(job);
     return job;
   }

@@ -38,6 +38,8 @@ class Link {
   #outages = new Map();
   /** Called when the gateway answers again. */
   onBack = () => {};
+  /** Called when the gateway asks who this is. */
+  onStranger = () => {};
 
   /** Whether the last request got no answer. */
   get isAway() {
@@ -53,6 +55,7 @@ class Link {
     } catch (error) {
       if (error instanceof NetworkError) this.#since ||= Date.now();
       else this.#answered(error.status >= 500 ? error.message : '');
+      if (error.status === 401) this.onStranger();
       this.render();
       throw error;
     }

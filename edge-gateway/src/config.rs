@@ -1,12 +1,13 @@
 //! Configuration: flags, their environment twins, and what must hold between them.
 //!
 //! All errors are found before anything starts, and told together. Bound to anything but loopback, the gateway
-//! refuses to start without `--insecure`, as long as it has no authentication.
+//! refuses to start without authentication or `--insecure`.
 
-use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::Parser;
-use tidegate_proto::pool::Targets;
+use tidegate_auth::Authenticator;
+use tidegate_proto::{bearer::Bearer, pool::Targets};
 
 use crate::hub::Timing;
 
@@ -33,6 +34,9 @@ pub struct Args {
         value_name = "URL"
     )]
     pub engines: Vec<String>,
+    /// A file with the token or API key that the engines ask for; read again when it changes
+    #[arg(long, env = "TIDEGATE_ENGINE_TOKEN_FILE", value_name = "FILE")]
+    pub engine_token_file: Option<PathBuf>,
     /// Connections served at once; more wait in the listen queue
     #[arg(long, env = "TIDEGATE_MAX_CONNECTIONS", default_value = "18000", value_name = "N")]
     pub max_connections: String,
@@ -42,6 +46,9 @@ pub struct Args {
     /// How long a shutdown may take, in seconds
     #[arg(long, env = "TIDEGATE_DRAIN_SECONDS", default_value = "10", value_name = "N")]
     pub drain_seconds: String,
+    /// A TOML file with the lists: who may connect ([auth])
+    #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Serve without authentication on an address that others can reach
     #[arg(long, env = "TIDEGATE_INSECURE")]
     pub insecure: bool,
@@ -56,6 +63,8 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// The engines.
     pub engines: Targets,
+    /// What they are shown.
+    pub bearer: Bearer,
     /// Connections at once.
     pub max_connections: usize,
     /// Streams at once.
@@ -64,6 +73,10 @@ pub struct Config {
     pub drain: Duration,
     /// Serve without authentication on an address that is not loopback.
     pub insecure: bool,
+    /// Who comes in; without it everybody does.
+    pub auth: Option<Authenticator>,
+    /// The secret of tickets and sessions where the configuration file names none; made if it is not there.
+    pub secret_file: Option<PathBuf>,
     /// Times of the hubs; tests shorten them.
     pub timing: Timing,
 }
@@ -87,10 +100,13 @@ impl Config {
             listen: loopback,
             admin_listen: Some(loopback),
             engines,
+            bearer: Bearer::default(),
             max_connections: 18_000,
             max_streams: 16_000,
             drain: Duration::from_secs(10),
             insecure: false,
+            auth: None,
+            secret_file: None,
             timing: Timing::default(),
         }
     }
@@ -98,14 +114,16 @@ impl Config {
     /// Refuses what would be reachable by strangers without having been asked to.
     ///
     /// # Errors
-    /// When `listen` or `admin_listen` is not loopback and `insecure` is not set.
+    /// When `listen` or `admin_listen` is not loopback, there is no authentication, and `insecure` is not set.
     pub fn check(&self) -> Result<(), ConfigErrors> {
         let mut errors = Vec::new();
         for (flag, addr) in [("--listen", Some(self.listen)), ("--admin-listen", self.admin_listen)] {
-            if let Some(addr) = addr.filter(|addr| !addr.ip().is_loopback() && !self.insecure) {
+            if let Some(addr) =
+                addr.filter(|addr| !addr.ip().is_loopback() && !self.insecure && self.auth.is_none())
+            {
                 errors.push(format!(
-                    "{flag} {addr} can be reached by others, and there is no authentication: bind to 127.0.0.1 and \
-                     put an authenticating proxy in front, or add --insecure if everybody may see and steer every job"
+                    "{flag} {addr} can be reached by others, and there is no authentication: configure it \
+                     ([auth] in --config), bind to 127.0.0.1, or add --insecure if everybody may see and steer every job"
                 ));
             }
         }
@@ -136,11 +154,21 @@ impl Args {
                 errors.push(format!("{flag} must be at least 1"));
             }
         }
+        let auth = self.config.as_deref().map_or(Ok(None), Authenticator::from_file);
+        let auth = auth.unwrap_or_else(|found| {
+            errors.extend(found.0);
+            None
+        });
+        let bearer = self.engine_token_file.as_deref().map_or(Ok(Bearer::default()), Bearer::file);
+        let bearer = bearer.unwrap_or_else(|error| {
+            errors.push(format!("--engine-token-file: {error}"));
+            Bearer::default()
+        });
         // Any engine will do to check the addresses.
         let some_engine = engines.clone().or_else(|| "http://127.0.0.1".parse().ok());
         if let (Some(listen), Some(engine)) = (listen, some_engine) {
-            let local = Config::local(engine);
-            let addresses = Config { listen, admin_listen: admin, insecure: self.insecure, ..local };
+            let (insecure, auth) = (self.insecure, auth.clone());
+            let addresses = Config { listen, admin_listen: admin, insecure, auth, ..Config::local(engine) };
             if let Err(ConfigErrors(more)) = addresses.check() {
                 errors.extend(more);
             }
@@ -160,6 +188,8 @@ impl Args {
                 max_streams,
                 drain: Duration::from_secs(drain.into()),
                 insecure: self.insecure,
+                auth,
+                bearer,
                 ..Config::local(engines)
             }),
             _ => Err(ConfigErrors(errors)),

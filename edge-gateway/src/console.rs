@@ -32,6 +32,7 @@ const ASSETS: &[(&str, &str, &[u8])] = &[
     ("/link.js", JS, include_bytes!("../assets/link.js")),
     ("/log.js", JS, include_bytes!("../assets/log.js")),
     ("/slots.js", JS, include_bytes!("../assets/slots.js")),
+    ("/visitor.js", JS, include_bytes!("../assets/visitor.js")),
 ];
 
 /// One route a file.

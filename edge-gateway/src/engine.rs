@@ -6,12 +6,13 @@
 use std::{error::Error as _, net::SocketAddr, time::Duration};
 
 use tidegate_proto::{
+    bearer::Bearer,
     limits::MAX_MESSAGE_BYTES,
-    pool::{Pick, Pool, Targets, is_unsent},
+    pool::{Pick, Pool, Targets, Way, is_unsent},
     v1::job_service_client::JobServiceClient,
 };
 use tokio::time::{Instant, timeout_at};
-use tonic::{Code, Request, Response, Status, transport::Channel};
+use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 /// How long a call may take, all tries together.
@@ -20,7 +21,7 @@ const CALL: Duration = Duration::from_secs(10);
 const TRIES: usize = 3;
 
 /// The client of the generated service.
-pub(crate) type Client = JobServiceClient<Channel>;
+pub(crate) type Client = JobServiceClient<Way>;
 
 /// A cheap handle on the engines.
 #[derive(Clone, Debug)]
@@ -29,9 +30,9 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// A handle that connects when it is first used, and again whenever it has to.
-    pub(crate) fn new(targets: Targets) -> Self {
-        Self { pool: Pool::new(targets) }
+    /// A handle that presents `bearer`, connects when it is first used, and again whenever it has to.
+    pub(crate) fn new(targets: Targets, bearer: Bearer) -> Self {
+        Self { pool: Pool::new(targets, bearer) }
     }
 
     /// An engine for a stream, if possible another one than at `avoid`.

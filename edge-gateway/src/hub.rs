@@ -12,13 +12,16 @@
 //!
 //! Invariants: events leave a hub in order and without a hole, or with a `gap` in the hole's place; memory is bounded
 //! per hub and per viewer; a viewer costs no task, timer or buffer while it waits. A hub never cancels its job.
-//! Who may see a job is asked in [`Registry::attach`], for every viewer, because hubs are shared.
+//! Who may see a job is asked in [`Registry::attach`], for every viewer, because hubs are shared; how long it may stay is
+//! kept in [`tenure`].
 
+mod admission;
 mod attach;
 mod crowd;
 mod history;
 mod registry;
 mod ring;
+mod tenure;
 mod upstream;
 mod viewer;
 
@@ -44,6 +47,7 @@ use tokio::{
 pub(crate) use self::{
     attach::Position,
     registry::{Attached, Registry},
+    tenure::Tenures,
     viewer::jittered_retry,
 };
 use self::{

@@ -23,7 +23,7 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::{
-    caller::Caller,
+    caller::{Anybody, Caller, Controller, May, Reader, Submitter},
     engine::Client,
     json::{JobView, KindView},
     problem::Problem,
@@ -57,7 +57,7 @@ impl fmt::Display for JobId {
 }
 
 /// A body, read within its limit.
-pub(crate) struct Body(Result<Bytes, Problem>);
+pub(crate) struct Body(pub(crate) Result<Bytes, Problem>);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -176,7 +176,7 @@ pub(crate) struct Listing {
 /// `POST /api/jobs`
 pub(crate) async fn submit(
     State(app): State<App>,
-    caller: Caller,
+    May(caller): Submitter,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -212,7 +212,7 @@ pub(crate) async fn submit(
 /// `GET /api/jobs`
 pub(crate) async fn list(
     State(app): State<App>,
-    caller: Caller,
+    May(caller): Reader,
     query: Result<Query<Listing>, QueryRejection>,
 ) -> Result<Response, Problem> {
     #[derive(Serialize)]
@@ -243,7 +243,7 @@ pub(crate) async fn list(
 /// `GET /api/jobs/{jobId}`
 pub(crate) async fn show(
     State(app): State<App>,
-    caller: Caller,
+    May(caller): Reader,
     Path(job_id): Path<String>,
 ) -> Result<Response, Problem> {
     snapshot(&app, &caller, &job_id.parse()?).await
@@ -252,7 +252,7 @@ pub(crate) async fn show(
 /// `POST /api/jobs/{jobId}/cancel`
 pub(crate) async fn cancel(
     State(app): State<App>,
-    caller: Caller,
+    May(caller): Controller,
     Path(job_id): Path<String>,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -267,7 +267,7 @@ pub(crate) async fn cancel(
 /// `POST /api/jobs/{jobId}/retry`
 pub(crate) async fn retry(
     State(app): State<App>,
-    caller: Caller,
+    May(caller): Controller,
     Path(job_id): Path<String>,
 ) -> Result<Response, Problem> {
     let job_id: JobId = job_id.parse()?;
@@ -280,7 +280,7 @@ pub(crate) async fn retry(
 /// `DELETE /api/jobs/{jobId}`
 pub(crate) async fn delete(
     State(app): State<App>,
-    caller: Caller,
+    May(caller): Controller,
     Path(job_id): Path<String>,
 ) -> Result<Response, Problem> {
     let job_id: JobId = job_id.parse()?;
@@ -290,7 +290,7 @@ pub(crate) async fn delete(
 }
 
 /// `GET /api/kinds`
-pub(crate) async fn kinds(State(app): State<App>, _: Caller) -> Result<Response, Problem> {
+pub(crate) async fn kinds(State(app): State<App>, _: Anybody) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct Kinds<'a> {
         kinds: Vec<KindView<'a>>,
@@ -318,7 +318,7 @@ fn present(job: Option<Job>) -> Result<Job, Problem> {
 }
 
 /// A JSON response that is not to be stored: jobs change.
-fn json(value: &impl Serialize) -> Response {
+pub(crate) fn json(value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => {
             let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
@@ -362,7 +362,7 @@ impl<S: Sync> FromRequest<S> for Body {
 }
 
 /// Parses a body; text that is no JSON is told apart from JSON that does not fit.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| {
         let full = error.to_string();
         let message = full.rsplit_once(" at line").map_or(full.as_str(), |(message, _)| message);

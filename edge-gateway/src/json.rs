@@ -81,6 +81,11 @@ pub(crate) fn time(at: &Timestamp) -> String {
     out
 }
 
+/// A time in seconds since 1970, as [`time`] has it.
+pub(crate) fn unix(seconds: u64) -> String {
+    time(&Timestamp { seconds: i64::try_from(seconds).unwrap_or(i64::MAX), nanos: 0 })
+}
+
 /// Seconds with their fraction.
 pub(crate) fn seconds(duration: &Duration) -> Number {
     #[expect(clippy::cast_precision_loss, reason = "an estimate; 2^53 seconds are 285 million years")]

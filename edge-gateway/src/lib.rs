@@ -4,10 +4,12 @@
 //! - `serve`: the accept loop · `routes`: the whole surface · `admin`: the operator's port · `console`: static files.
 //! - `jobs`: REST, one call each · `progress`: the SSE handler · `hub`: one upstream a job, any number of viewers.
 //! - `json`, `sse`, `problem`: contract messages as JSON, as SSE frames, as RFC 9457 problems. Pure.
+//! - `access`: who comes in · `caller`: what it may do · `tickets`, `session`: credentials for browsers.
 //! - `engine`: the way to the engine, known by gRPC only.
 //!
 //! A gateway holds no state that the engine does not: run as many as you like.
 
+mod access;
 mod admin;
 mod caller;
 pub mod config;
@@ -22,18 +24,28 @@ mod problem;
 mod progress;
 mod routes;
 mod serve;
+mod session;
 mod sse;
+mod tickets;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use tidegate_auth::{Authenticator, Sealer, SecretError};
 use tokio::{
     net::TcpListener,
     time::{interval, timeout_at},
 };
 
 use crate::{
-    admin::Admin, config::ConfigErrors, drain::Drain, engine::Engine, hub::Registry, metrics::Metrics,
-    routes::App, serve::Limits,
+    access::Access,
+    admin::Admin,
+    config::ConfigErrors,
+    drain::Drain,
+    engine::Engine,
+    hub::{Registry, Tenures},
+    metrics::Metrics,
+    routes::App,
+    serve::Limits,
 };
 pub use crate::{config::Config, hub::Timing};
 
@@ -54,6 +66,9 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
+    /// The secret of tickets and sessions cannot be read or made.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
 }
 
 /// Binds and serves until `shutdown` completes, then drains.
@@ -75,6 +90,8 @@ pub struct Bound {
     config: Config,
     public: TcpListener,
     admin: Option<TcpListener>,
+    access: Arc<Access>,
+    tenures: Tenures,
 }
 
 impl Gateway {
@@ -87,7 +104,19 @@ impl Gateway {
         let listen = |addr| serve::listen(addr).map_err(|error| StartError::Listen { addr, error });
         let public = listen(config.listen)?;
         let admin = config.admin_listen.map(listen).transpose()?;
-        Ok(Bound { config, public, admin })
+        let sealer = match &config.auth {
+            Some(auth) => auth.sealer(config.secret_file.as_deref()),
+            None => Sealer::ephemeral(),
+        };
+        let loopback = config.listen.ip().is_loopback();
+        let access = Access {
+            auth: config.auth.clone(),
+            sealer: sealer?,
+            secure: !loopback,
+            local: loopback && !config.insecure,
+        };
+        let tenures = Tenures::new(config.auth.clone());
+        Ok(Bound { config, public, admin, access: Arc::new(access), tenures })
     }
 }
 
@@ -107,15 +136,18 @@ impl Bound {
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let (addr, admin_addr) = (self.addr(), self.admin_addr());
         let (metrics, drain) = (Arc::new(Metrics::new()), Drain::default());
-        let engine = Engine::new(self.config.engines);
+        let engine = Engine::new(self.config.engines, self.config.bearer);
         let registry = Registry::new(
             engine.clone(),
             self.config.timing,
             self.config.max_streams,
             Arc::clone(&metrics),
             drain.clone(),
+            self.tenures.clone(),
         );
-        let app = routes::router(App { engine: engine.clone(), registry: registry.clone() });
+        let auth = self.access.auth.clone();
+        let app = App { engine: engine.clone(), registry: registry.clone(), access: self.access };
+        let app = routes::router(app);
         let limits = Limits { connections: self.config.max_connections, head: self.config.timing.head };
         let public = serve::accept(self.public, app, limits, drain.clone());
         let public = tokio::spawn(public);
@@ -132,6 +164,8 @@ impl Bound {
         tokio::select! {
             () = shutdown => {}
             () = upkeep(&metrics) => {}
+            () = self.tenures.run() => {}
+            () = follow(auth) => {}
         }
         tracing::info!(window = ?self.config.drain, "the gateway drains");
         let deadline = tokio::time::Instant::now() + self.config.drain;
@@ -151,6 +185,14 @@ impl Bound {
             // Dropping the set closes the operator's connections.
             let _ = admin.await;
         }
+    }
+}
+
+/// Follows the files and keys of `auth`, for ever.
+async fn follow(auth: Option<Authenticator>) {
+    match auth {
+        Some(auth) => auth.follow().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -11,8 +11,16 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 /// What became of a viewer's position when it attached.
 const OUTCOMES: [&str; 5] = ["fresh", "exact", "trimmed", "reset", "finished"];
 /// Why a stream ended; all but the first two are the reasons of goodbyes.
-const REASONS: [&str; 6] =
-    ["finished", "client-left", "draining", "too-many-streams", "engine-unavailable", "deleted"];
+const REASONS: [&str; 8] = [
+    "finished",
+    "client-left",
+    "draining",
+    "too-many-streams",
+    "engine-unavailable",
+    "deleted",
+    "expired",
+    "revoked",
+];
 
 /// The handles.
 pub(crate) struct Metrics {

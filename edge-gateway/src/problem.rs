@@ -6,11 +6,12 @@
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
+use tidegate_auth::{Refused, Scope};
 use tidegate_proto::cursor::CursorError;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::sse::Goodbye;
+use crate::{access, sse::Goodbye};
 
 /// A field of a request that breaks a rule.
 #[derive(Clone, Debug, Serialize)]
@@ -36,6 +37,21 @@ pub(crate) enum Problem {
     RequestTimeout,
     #[error("a page of another site may not call this address")]
     CrossOrigin,
+    #[error(
+        "this gateway asks nobody who they are, and so answers to no public name: call it localhost, configure \
+         authentication, or start it with --insecure"
+    )]
+    ForeignHost,
+    #[error("{}", .0.map_or("present a bearer token, an API key, a session cookie or a ticket".into(), |why| why.to_string()))]
+    Unauthenticated(Option<Refused>),
+    #[error("this needs the scope {}", .0.name())]
+    InsufficientScope(Scope),
+    #[error("the keys of the token's issuer cannot be had now; try again later")]
+    AuthUnavailable,
+    #[error(
+        "no cursor may stand beside a ticket, which would open the stream to whoever reads the address; name it when asking for the ticket"
+    )]
+    CursorBesideTicket,
     #[error("there is no such job, or it is not yours")]
     JobNotFound,
     #[error("a job id is a UUID such as 01900000-0000-7000-8000-000000000000")]
@@ -88,6 +104,13 @@ impl Problem {
             Self::BodyTooLarge { .. } => ("body-too-large", S::PAYLOAD_TOO_LARGE, "Body too large"),
             Self::RequestTimeout => ("request-timeout", S::REQUEST_TIMEOUT, "Request timeout"),
             Self::CrossOrigin => ("cross-origin", S::FORBIDDEN, "Cross-origin request"),
+            Self::ForeignHost => ("foreign-host", S::MISDIRECTED_REQUEST, "Foreign host"),
+            Self::Unauthenticated(_) => ("unauthenticated", S::UNAUTHORIZED, "Authentication required"),
+            Self::InsufficientScope(_) => ("insufficient-scope", S::FORBIDDEN, "Insufficient scope"),
+            Self::AuthUnavailable => {
+                ("auth-unavailable", S::SERVICE_UNAVAILABLE, "Authentication unavailable")
+            }
+            Self::CursorBesideTicket => ("cursor-beside-ticket", S::BAD_REQUEST, "Cursor beside a ticket"),
             Self::JobNotFound => ("job-not-found", S::NOT_FOUND, "Job not found"),
             Self::MalformedJobId => ("malformed-job-id", S::BAD_REQUEST, "Malformed job id"),
             Self::MalformedCursor(_) => ("malformed-cursor", S::BAD_REQUEST, "Malformed cursor"),
@@ -111,6 +134,7 @@ impl Problem {
             Self::TooManyStreams | Self::ResourceExhausted(_) => Some(Goodbye::TooManyStreams),
             Self::EngineUnavailable => Some(Goodbye::EngineUnavailable),
             Self::Draining => Some(Goodbye::Draining),
+            Self::AuthUnavailable => Some(Goodbye::AuthUnavailable),
             _ => None,
         }
     }
@@ -174,7 +198,7 @@ impl From<Status> for Problem {
             }
         }
         match status.code() {
-            Code::NotFound | Code::PermissionDenied => Self::JobNotFound,
+            Code::NotFound => Self::JobNotFound,
             Code::InvalidArgument | Code::OutOfRange => invalid(),
             Code::AlreadyExists => Self::IdempotencyConflict,
             Code::FailedPrecondition => Self::Conflict(detail()),
@@ -184,12 +208,15 @@ impl From<Status> for Problem {
                 Self::EngineUnavailable
             }
             Code::Unknown if std::error::Error::source(&status).is_some() => Self::EngineUnavailable,
-            Code::Ok
-            | Code::Unknown
-            | Code::Internal
-            | Code::DataLoss
-            | Code::Unimplemented
-            | Code::Unauthenticated => {
+            // It is the gateway that is refused, not its caller, and that passes when it gets a token that is good.
+            Code::Unauthenticated | Code::PermissionDenied => {
+                tracing::error!(
+                    message = status.message(),
+                    "the engine refuses this gateway: see --engine-token-file"
+                );
+                Self::EngineUnavailable
+            }
+            Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss | Code::Unimplemented => {
                 tracing::error!(code = ?status.code(), message = status.message(), "the engine failed a call");
                 Self::Internal
             }
@@ -240,6 +267,9 @@ impl IntoResponse for Problem {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(challenge) = access::challenge(&self) {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
         if self.goodbye().is_some() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(rand::random_range(1..=5u16)));
         }
@@ -268,6 +298,10 @@ mod tests {
         let details = ErrorDetails::with_error_info("STORE_UNAVAILABLE", "tidegate", HashMap::new());
         let status = Status::with_error_details(Code::NotFound, "cannot tell", details);
         assert_eq!(status_of(status), ("engine-unavailable", 503));
+        // The gateway's own credential is not good; that says nothing of the job, nor of who asks.
+        for code in [Code::Unauthenticated, Code::PermissionDenied] {
+            assert_eq!(status_of(Status::new(code, "")), ("engine-unavailable", 503));
+        }
     }
 
     #[test]

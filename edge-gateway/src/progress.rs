@@ -5,11 +5,12 @@ use axum::{
     extract::{Path, Query, State},
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 use serde::Deserialize;
+use tidegate_proto::cursor::CursorError;
 
 use crate::{
-    caller::Caller,
+    caller::{May, Reader},
     hub::{Attached, Position, jittered_retry},
     jobs::{self, JobId},
     problem::Problem,
@@ -27,7 +28,7 @@ pub(crate) struct Resume {
 /// The stream, the job as it is, or the headers alone.
 pub(crate) async fn follow(
     State(app): State<App>,
-    caller: Caller,
+    May(caller): Reader,
     method: Method,
     Path(job_id): Path<String>,
     query: Result<Query<Resume>, axum::extract::rejection::QueryRejection>,
@@ -40,7 +41,7 @@ pub(crate) async fn follow(
         Accept::Nothing => return Err(Problem::NotAcceptable),
         Accept::Stream | Accept::StreamAlone => {}
     }
-    let malformed = |_| Problem::MalformedCursor(tidegate_proto::cursor::CursorError::Malformed);
+    let malformed = |_| Problem::MalformedCursor(CursorError::Malformed);
     let Query(Resume { last_event_id }) = query.map_err(malformed)?;
     let position = position(&headers, last_event_id.as_deref())?;
     if method == Method::HEAD {
@@ -51,14 +52,21 @@ pub(crate) async fn follow(
     match app.registry.attach(&caller, job_id.as_str(), &position).await {
         Ok(Attached::Stream(viewer)) => Ok(stream(Body::new(viewer))),
         Ok(Attached::Finished) => Ok(StatusCode::NO_CONTENT.into_response()),
-        Err(problem) => match problem.goodbye() {
-            // Any other status would stop an EventSource for ever, although the refusal passes.
-            Some(reason) if accept == Accept::StreamAlone => {
-                Ok(stream(Body::from(sse::goodbye(reason, jittered_retry()))))
-            }
-            _ => Err(problem),
-        },
+        Err(problem) => passing(&problem, accept).ok_or(problem),
     }
+}
+
+/// The answer to a request that has not come as far as here.
+pub(crate) fn refusal(problem: Problem, request: &Parts) -> Response {
+    let of_stream = request.uri.path().starts_with("/api/progress/") && request.method == Method::GET;
+    let passing = of_stream.then(|| passing(&problem, Accept::of(&request.headers))).flatten();
+    passing.unwrap_or_else(|| problem.into_response())
+}
+
+/// What an EventSource is told of a refusal that passes: any other status would stop it for ever.
+fn passing(problem: &Problem, accept: Accept) -> Option<Response> {
+    let reason = problem.goodbye().filter(|_| accept == Accept::StreamAlone)?;
+    Some(stream(Body::from(sse::goodbye(reason, jittered_retry()))))
 }
 
 /// A response that no cache keeps, no proxy buffers and no filter transforms.
@@ -74,15 +82,19 @@ fn stream(body: Body) -> Response {
 
 /// Where to begin: the header wins, because the query of an EventSource stays what it was on the first connect.
 fn position(headers: &HeaderMap, query: Option<&str>) -> Result<Position, Problem> {
-    use tidegate_proto::cursor::CursorError::Malformed;
     let header = match headers.get("last-event-id") {
-        Some(value) => Some(value.to_str().map_err(|_| Problem::MalformedCursor(Malformed))?),
+        Some(value) => Some(value.to_str().map_err(|_| CursorError::Malformed)?),
         None => None,
     };
-    match header.filter(|value| !value.is_empty()).or(query.filter(|value| !value.is_empty())) {
-        None | Some("earliest") => Ok(Position::Earliest),
-        Some("latest") => Ok(Position::Latest),
-        Some(cursor) => Ok(Position::After(cursor.parse()?)),
+    Ok(named(header.filter(|value| !value.is_empty()).or(query).unwrap_or_default())?)
+}
+
+/// The position that a text names; the beginning if it is empty.
+pub(crate) fn named(text: &str) -> Result<Position, CursorError> {
+    match text {
+        "" | "earliest" => Ok(Position::Earliest),
+        "latest" => Ok(Position::Latest),
+        cursor => Ok(Position::After(cursor.parse()?)),
     }
 }
 

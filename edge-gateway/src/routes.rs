@@ -2,6 +2,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,12 +14,20 @@ use axum::{
     routing::{any, get, post},
 };
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, header};
 use tokio::time::timeout;
 use tower::ServiceBuilder;
 use uuid::Uuid;
 
-use crate::{console, engine::Engine, hub::Registry, jobs, problem::Problem, progress};
+use crate::{
+    access::{self, Access, is_foreign},
+    console,
+    engine::Engine,
+    hub::Registry,
+    jobs,
+    problem::Problem,
+    progress, session, tickets,
+};
 
 /// The largest request body, in bytes.
 pub(crate) const MAX_BODY_BYTES: usize = 512 * 1024;
@@ -34,6 +43,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) struct App {
     pub(crate) engine: Engine,
     pub(crate) registry: Registry,
+    pub(crate) access: Arc<Access>,
 }
 
 /// The router.
@@ -42,7 +52,8 @@ pub(crate) fn router(app: App) -> Router {
     let layers = ServiceBuilder::new()
         .layer(middleware::from_fn(observe))
         .layer(middleware::from_fn(harden))
-        .layer(middleware::from_fn(guard));
+        .layer(middleware::from_fn(guard))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app.access), access::authenticate));
     Router::new()
         .route("/api/jobs", get(jobs::list).post(jobs::submit))
         .route("/api/jobs/{jobId}", get(jobs::show).delete(jobs::delete))
@@ -50,6 +61,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/api/jobs/{jobId}/retry", post(jobs::retry))
         .route("/api/progress/{jobId}", get(progress::follow))
         .route("/api/kinds", get(jobs::kinds))
+        .route("/api/tickets", post(tickets::issue))
+        .route(session::PATH, get(session::show).post(session::begin).delete(session::end))
         .merge(console::routes())
         .fallback(any(async || Problem::NotFound))
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
@@ -66,7 +79,7 @@ async fn observe(mut request: Request, next: Next) -> Response {
     request.headers_mut().insert(REQUEST_ID, id.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = next.run(request).await;
-    // Without the query: it may carry cursors, later tickets.
+    // Without the query: it may carry cursors and tickets.
     tracing::info!(
         %method, path, status = response.status().as_u16(), id = id.to_str().unwrap_or("-"),
         millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "request"
@@ -90,7 +103,7 @@ async fn harden(request: Request, next: Next) -> Response {
 
 /// Refuses pages of other origins, and turns a panic or a body that never ends into an answer.
 async fn guard(request: Request, next: Next) -> Response {
-    if is_foreign(request.method(), request.headers()) {
+    if !request.method().is_safe() && is_foreign(request.headers()) {
         return Problem::CrossOrigin.into_response();
     }
     // Only what has a body may be late; streams are answers to GET.
@@ -110,30 +123,17 @@ fn is_request_id(id: &HeaderValue) -> bool {
     (1..=64).contains(&id.len()) && id.as_bytes().iter().all(safe)
 }
 
-/// Whether a page of another origin is making the browser change something here.
-///
-/// Browsers say so themselves; programs that are no browsers send neither header.
-fn is_foreign(method: &Method, headers: &HeaderMap) -> bool {
-    if method.is_safe() {
-        return false;
-    }
-    let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
-    match (text(HeaderName::from_static("sec-fetch-site")), text(header::ORIGIN)) {
-        (Some(site), _) => !matches!(site, "same-origin" | "none"),
-        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) != text(header::HOST),
-        (None, None) => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use http::Method;
+
     use super::*;
 
     fn foreign(method: &Method, headers: &[(&'static str, &'static str)]) -> bool {
         let pair = |(name, value): &(&'static str, &'static str)| {
             (HeaderName::from_static(name), HeaderValue::from_static(value))
         };
-        is_foreign(method, &headers.iter().map(pair).collect())
+        !method.is_safe() && is_foreign(&headers.iter().map(pair).collect())
     }
 
     #[test]

@@ -34,12 +34,18 @@ pub(crate) enum Goodbye {
     EngineUnavailable,
     /// The job was removed.
     Deleted,
+    /// The credential behind the stream ends; another one is needed.
+    Expired,
+    /// The credential behind the stream was taken back.
+    Revoked,
+    /// Nothing can be said about the credential now.
+    AuthUnavailable,
 }
 
 impl Goodbye {
-    /// Whether trying again makes sense.
+    /// Whether trying again, with the same credential, makes sense.
     pub(crate) fn reconnect(self) -> bool {
-        self != Self::Deleted
+        !matches!(self, Self::Deleted | Self::Expired | Self::Revoked)
     }
 
     /// The reason's label in metrics.
@@ -49,6 +55,9 @@ impl Goodbye {
             Self::TooManyStreams => "too-many-streams",
             Self::EngineUnavailable => "engine-unavailable",
             Self::Deleted => "deleted",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::AuthUnavailable => "auth-unavailable",
         }
     }
 }
@@ -144,6 +153,11 @@ pub(crate) fn goodbye(reason: Goodbye, retry_ms: u32) -> Bytes {
     data(&mut out, "goodbye", &GoodbyeData { reason, reconnect: reason.reconnect() });
     out.push(b'\n');
     out.into()
+}
+
+/// A frame that moves the browser's cursor and dispatches nothing (WHATWG HTML, "dispatch the event", step 2).
+pub(crate) fn position(after: &Cursor) -> Bytes {
+    format!("id: {after}\n\n").into()
 }
 
 /// Writes the `event` and `data` lines.

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
+use tidegate_auth::Authenticator;
 
 use crate::{
     engine::Bounds,
@@ -30,6 +31,10 @@ pub struct Config {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub log: LogConfig,
+
+    /// A TOML file with the lists: who may call ([auth]).
+    #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     /// How closely progress reports of one job may follow each other before they are merged, in milliseconds; 0 keeps every one.
     #[arg(long, env = "TIDEGATE_PROGRESS_INTERVAL_MS", default_value_t = 100, value_name = "MS")]
@@ -125,13 +130,18 @@ impl From<DurabilityLevel> for Durability {
 }
 
 impl Config {
+    /// Who may call; without an `[auth]` section everybody on this machine.
+    ///
+    /// # Errors
     /// Everything that is wrong, in words that say what to do.
-    pub fn check(&self, insecure: bool) -> Result<(), Vec<String>> {
+    pub fn check(&self, insecure: bool) -> Result<Option<Authenticator>, Vec<String>> {
+        let auth = self.config.as_deref().map_or(Ok(None), Authenticator::from_file);
+        let guarded = insecure || matches!(auth, Ok(Some(_)));
         let open = |(flag, addr): (&str, SocketAddr)| {
-            (!addr.ip().is_loopback() && !insecure).then(|| {
+            (!addr.ip().is_loopback() && !guarded).then(|| {
                 format!(
-                    "{flag} {addr} can be reached by others, and there is no authentication: bind to 127.0.0.1, \
-                     or add --insecure if everybody may see and steer every job"
+                    "{flag} {addr} can be reached by others, and there is no authentication: configure it ([auth] in \
+                     --config), bind to 127.0.0.1, or add --insecure if everybody may see and steer every job"
                 )
             })
         };
@@ -141,7 +151,14 @@ impl Config {
             errors
                 .push("--acknowledge is for --redis; what the embedded log survives is --durability".into());
         }
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+        match auth {
+            Ok(auth) if errors.is_empty() => Ok(auth),
+            Ok(_) => Err(errors),
+            Err(found) => {
+                errors.extend(found.0);
+                Err(errors)
+            }
+        }
     }
 
     /// How many jobs are taken in.

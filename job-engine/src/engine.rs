@@ -136,7 +136,7 @@ impl Engine {
     /// Refuses what would overfill the owner's queue, or the engine. Submissions at the same moment do not see each
     /// other, so the bounds may be exceeded by as many.
     async fn room(&self, submission: &Submission) -> Result<(), EngineError> {
-        let Caller { tenant, subject } = &submission.caller;
+        let Caller { tenant, subject, .. } = &submission.caller;
         let lane = index::lane(tenant, subject);
         let queue = index::queue(&submission.kind);
         let mut extents =
@@ -181,7 +181,9 @@ impl Engine {
         if request.states.len() > 6 {
             return Err(EngineError::Invalid(vec![("states", "there are only six states".into())]));
         }
+        // Whoever sees a part only reads the index of that part: a page's token is a place in it, and names a job of it.
         let index = match &request.caller {
+            Some(caller) if caller.whole_tenant => index::jobs_of_tenant(&caller.tenant),
             Some(caller) => index::jobs_of(&caller.tenant, &caller.subject),
             None => index::ALL_JOBS.to_owned(),
         };
@@ -269,8 +271,12 @@ impl Engine {
     /// Removes a job and every trace of it in the indexes, if its head is still `head`.
     pub async fn remove(&self, job: &Job, head: Head) -> Result<CommitOutcome, EngineError> {
         let from = |index: String| IndexChange::Remove { index, member: job.job_id.clone() };
-        let indexes =
-            [index::ALL_JOBS.to_owned(), index::jobs_of(&job.tenant, &job.owner), index::EXPIRIES.to_owned()];
+        let indexes = [
+            index::ALL_JOBS.to_owned(),
+            index::jobs_of_tenant(&job.tenant),
+            index::jobs_of(&job.tenant, &job.owner),
+            index::EXPIRIES.to_owned(),
+        ];
         Ok(self.store.delete(&job.job_id, head, indexes.map(from).to_vec()).await?)
     }
 
@@ -325,7 +331,7 @@ impl Engine {
 
 /// Whether the caller may know of the job.
 pub fn may_see(caller: Option<&Caller>, job: &Job) -> bool {
-    caller.is_none_or(|c| c.tenant == job.tenant && c.subject == job.owner)
+    caller.is_none_or(|c| c.tenant == job.tenant && (c.whole_tenant || c.subject == job.owner))
 }
 
 /// The job that has the unique key of another submission, as that one's caller may know of it.

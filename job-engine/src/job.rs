@@ -128,6 +128,10 @@ pub mod index {
     pub const EXPIRIES: &str = "expire";
     /// All jobs, by the time they were accepted.
     pub const ALL_JOBS: &str = "jobs";
+    /// One tenant's jobs, by the time they were accepted.
+    pub fn jobs_of_tenant(tenant: &str) -> String {
+        format!("jobs/{tenant}")
+    }
     /// One owner's jobs, by the time they were accepted. Tenants contain no slash.
     pub fn jobs_of(tenant: &str, owner: &str) -> String {
         format!("jobs/{tenant}/{owner}")

@@ -4,6 +4,7 @@
 //! [`job::machine`] and commits it to a [`store`], whose hint rings a bell in [`follow`], upon which [`watch`] reads
 //! the log and streams the event to whoever follows the job.
 
+pub mod access;
 pub mod config;
 pub mod dispatch;
 pub mod engine;

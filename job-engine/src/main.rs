@@ -7,6 +7,7 @@ use std::{
 
 use clap::Parser;
 use job_engine::{config::Config, server};
+use tidegate_auth::Authenticator;
 use tracing_subscriber::EnvFilter;
 
 /// The exit code for bad configuration (`EX_USAGE`).
@@ -40,11 +41,14 @@ async fn main() -> ExitCode {
         .with_ansi(stderr().is_terminal())
         .with_writer(stderr)
         .init();
-    if let Err(errors) = cli.config.check(cli.insecure) {
-        eprintln!("the configuration has errors:\n  {}", errors.join("\n  "));
-        return ExitCode::from(EXIT_CONFIG);
-    }
-    match run(&cli.config).await {
+    let auth = match cli.config.check(cli.insecure) {
+        Ok(auth) => auth,
+        Err(errors) => {
+            eprintln!("the configuration has errors:\n  {}", errors.join("\n  "));
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    match run(&cli.config, auth).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -53,9 +57,9 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(config: &Config) -> anyhow::Result<()> {
+async fn run(config: &Config, auth: Option<Authenticator>) -> anyhow::Result<()> {
     let stop = server::stop_on_signal()?;
-    let bound = server::bind(config).await?;
+    let bound = server::bind(config, auth).await?;
     tracing::info!(grpc = %bound.grpc_addr()?, "listening");
     bound.serve(stop).await
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tidegate_auth::Scope;
 use tidegate_proto::v1::{
     CancelJobRequest, CancelJobResponse, DeleteJobRequest, DeleteJobResponse, GetJobRequest, GetJobResponse,
     ListJobsRequest, ListJobsResponse, ListKindsRequest, ListKindsResponse, ReadEventsRequest,
@@ -12,11 +13,21 @@ use tidegate_proto::v1::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{engine::Engine, error::EngineError, session, watch};
+use crate::{
+    access::{Access, Answers},
+    engine::Engine,
+    error::EngineError,
+    session, watch,
+};
 
 /// Both services of an engine.
 #[derive(Clone)]
-pub struct Services(pub Arc<Engine>);
+pub struct Services {
+    /// What does the work.
+    pub engine: Arc<Engine>,
+    /// Who may ask for it.
+    pub access: Access,
+}
 
 #[tonic::async_trait]
 impl JobService for Services {
@@ -24,13 +35,14 @@ impl JobService for Services {
         &self,
         request: Request<SubmitJobRequest>,
     ) -> Result<Response<SubmitJobResponse>, Status> {
-        let (job, created) = self.0.submit(request.into_inner()).await?;
+        let (request, _) = self.access.admit(request, Scope::Submit).await?;
+        let (job, created) = self.engine.submit(request).await?;
         Ok(Response::new(SubmitJobResponse { job: Some(job), created }))
     }
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<GetJobResponse>, Status> {
-        let request = request.into_inner();
-        let (record, _) = self.0.get(request.caller.as_ref(), &request.job_id).await?;
+        let (request, _) = self.access.admit(request, Scope::Read).await?;
+        let (record, _) = self.engine.get(request.caller.as_ref(), &request.job_id).await?;
         Ok(Response::new(GetJobResponse { job: Some(record.job) }))
     }
 
@@ -38,15 +50,16 @@ impl JobService for Services {
         &self,
         request: Request<ListJobsRequest>,
     ) -> Result<Response<ListJobsResponse>, Status> {
-        Ok(Response::new(self.0.list(request.get_ref()).await?))
+        let (request, _) = self.access.admit(request, Scope::Read).await?;
+        Ok(Response::new(self.engine.list(&request).await?))
     }
 
     async fn cancel_job(
         &self,
         request: Request<CancelJobRequest>,
     ) -> Result<Response<CancelJobResponse>, Status> {
-        let request = request.into_inner();
-        let job = self.0.cancel(request.caller.as_ref(), &request.job_id, &request.reason).await?;
+        let (request, _) = self.access.admit(request, Scope::Control).await?;
+        let job = self.engine.cancel(request.caller.as_ref(), &request.job_id, &request.reason).await?;
         Ok(Response::new(CancelJobResponse { job: Some(job) }))
     }
 
@@ -54,8 +67,8 @@ impl JobService for Services {
         &self,
         request: Request<RetryJobRequest>,
     ) -> Result<Response<RetryJobResponse>, Status> {
-        let request = request.into_inner();
-        let job = self.0.retry(request.caller.as_ref(), &request.job_id).await?;
+        let (request, _) = self.access.admit(request, Scope::Control).await?;
+        let job = self.engine.retry(request.caller.as_ref(), &request.job_id).await?;
         Ok(Response::new(RetryJobResponse { job: Some(job) }))
     }
 
@@ -63,33 +76,34 @@ impl JobService for Services {
         &self,
         request: Request<DeleteJobRequest>,
     ) -> Result<Response<DeleteJobResponse>, Status> {
-        let request = request.into_inner();
-        self.0.delete(request.caller.as_ref(), &request.job_id).await?;
+        let (request, _) = self.access.admit(request, Scope::Control).await?;
+        self.engine.delete(request.caller.as_ref(), &request.job_id).await?;
         Ok(Response::new(DeleteJobResponse {}))
     }
 
-    type WatchJobStream = ReceiverStream<Result<WatchJobResponse, Status>>;
+    type WatchJobStream = Answers<WatchJobResponse>;
 
     async fn watch_job(
         &self,
         request: Request<WatchJobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
-        let stream = watch::open(self.0.clone(), request.into_inner()).await?;
-        Ok(Response::new(ReceiverStream::new(stream)))
+        let (request, admitted) = self.access.admit(request, Scope::Read).await?;
+        let stream = watch::open(self.engine.clone(), request).await?;
+        Ok(Response::new(admitted.limit(ReceiverStream::new(stream))))
     }
 
     async fn read_events(
         &self,
         request: Request<ReadEventsRequest>,
     ) -> Result<Response<ReadEventsResponse>, Status> {
-        let request = request.into_inner();
+        let (request, _) = self.access.admit(request, Scope::Read).await?;
         let limit = match request.limit {
             0 => 256,
             n @ 1..=1000 => n as usize,
             _ => return Err(EngineError::Invalid(vec![("limit", "must be 1 to 1000".into())]).into()),
         };
-        self.0.get(request.caller.as_ref(), &request.job_id).await?;
-        let page = self.0.store.read(&request.job_id, request.after_seq, limit, watch::PAGE_BYTES).await;
+        self.engine.get(request.caller.as_ref(), &request.job_id).await?;
+        let page = self.engine.store.read(&request.job_id, request.after_seq, limit, watch::PAGE_BYTES).await;
         let page = page.map_err(EngineError::from)?.ok_or(EngineError::NotFound)?;
         let events: Result<Vec<_>, _> = page.entries.iter().map(watch::decode).collect();
         Ok(Response::new(ReadEventsResponse {
@@ -100,21 +114,26 @@ impl JobService for Services {
         }))
     }
 
-    async fn list_kinds(&self, _: Request<ListKindsRequest>) -> Result<Response<ListKindsResponse>, Status> {
-        let kinds = self.0.kinds.list(&*self.0.store).await.map_err(EngineError::from)?;
+    async fn list_kinds(
+        &self,
+        request: Request<ListKindsRequest>,
+    ) -> Result<Response<ListKindsResponse>, Status> {
+        self.access.known(request.metadata()).await?;
+        let kinds = self.engine.kinds.list(&*self.engine.store).await.map_err(EngineError::from)?;
         Ok(Response::new(ListKindsResponse { kinds }))
     }
 }
 
 #[tonic::async_trait]
 impl WorkerService for Services {
-    type WorkStream = ReceiverStream<Result<WorkResponse, Status>>;
+    type WorkStream = Answers<WorkResponse>;
 
     async fn work(
         &self,
         request: Request<Streaming<WorkRequest>>,
     ) -> Result<Response<Self::WorkStream>, Status> {
-        let stream = session::open(self.0.clone(), request.into_inner()).await?;
-        Ok(Response::new(ReceiverStream::new(stream)))
+        let admitted = self.access.admit_own(&request, Scope::Work).await?;
+        let stream = session::open(self.engine.clone(), request.into_inner()).await?;
+        Ok(Response::new(admitted.limit(ReceiverStream::new(stream))))
     }
 }

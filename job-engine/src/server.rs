@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, http::StatusCode, routing::get};
+use tidegate_auth::Authenticator;
 use tidegate_proto::{
     DESCRIPTORS,
     limits::MAX_MESSAGE_BYTES,
@@ -19,6 +20,7 @@ use tonic::{server::NamedService as _, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
+    access::Access,
     config::{Config, LogConfig},
     dispatch,
     engine::Engine,
@@ -50,10 +52,11 @@ pub struct Bound {
     grpc: TcpListener,
     admin: TcpListener,
     engine: Arc<Engine>,
+    auth: Option<Authenticator>,
 }
 
-/// Binds the sockets and opens the event log.
-pub async fn bind(config: &Config) -> anyhow::Result<Bound> {
+/// Binds the sockets and opens the event log; `auth` says who may call, without it everybody may.
+pub async fn bind(config: &Config, auth: Option<Authenticator>) -> anyhow::Result<Bound> {
     let listen = async |addr: SocketAddr, flag: &str| {
         TcpListener::bind(addr).await.map_err(|e| anyhow::anyhow!("cannot listen on {addr} ({flag}): {e}"))
     };
@@ -70,7 +73,7 @@ pub async fn bind(config: &Config) -> anyhow::Result<Bound> {
         draining: CancellationToken::new(),
         tasks: TaskTracker::new(),
     });
-    Ok(Bound { grpc, admin, engine })
+    Ok(Bound { grpc, admin, engine, auth })
 }
 
 /// A token that SIGTERM or SIGINT cancels.
@@ -128,7 +131,10 @@ impl Bound {
         loops.spawn(admin(self.admin, engine.clone(), vitals.clone()));
         loops.spawn(report_health(reporter.clone(), engine.clone(), vitals));
 
-        let services = Services(engine.clone());
+        if let Some(auth) = self.auth.clone() {
+            loops.spawn(auth.follow());
+        }
+        let services = Services { engine: engine.clone(), access: Access::new(self.auth) };
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTORS)

@@ -101,11 +101,18 @@ where
     Ok(answer_stream)
 }
 
-/// Carries answers to the worker until nobody has any more, or the worker is gone.
+/// Carries answers to the worker until nobody has any more, or nobody hears them: the worker is gone, or may not stay.
 async fn forward(mut out: mpsc::Receiver<WorkResponse>, answers: mpsc::Sender<Result<WorkResponse, Status>>) {
-    while let Some(message) = out.recv().await {
-        if answers.send(Ok(message)).await.is_err() {
-            break;
+    loop {
+        tokio::select! {
+            biased;
+            () = answers.closed() => break,
+            message = out.recv() => {
+                let Some(message) = message else { break };
+                if answers.send(Ok(message)).await.is_err() {
+                    break;
+                }
+            }
         }
     }
 }

@@ -39,8 +39,11 @@ pub const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Checks a request; the error names every field that is wrong, not only the first.
 pub fn check(request: SubmitJobRequest) -> Result<Submission, EngineError> {
     let mut wrong: Vec<(&'static str, String)> = Vec::new();
-    let caller =
-        request.caller.unwrap_or_else(|| Caller { tenant: "default".into(), subject: "internal".into() });
+    let caller = request.caller.unwrap_or_else(|| Caller {
+        tenant: "default".into(),
+        subject: "internal".into(),
+        ..Caller::default()
+    });
     if !limits::is_name(&caller.tenant) {
         wrong.push(("caller.tenant", "must be [a-z][a-z0-9._-]{0,63}".into()));
     }

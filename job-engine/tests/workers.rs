@@ -87,7 +87,7 @@ impl World {
 
     async fn engine_with(&self, more: &[&str]) -> Running {
         let flags = Flags::parse_from(self.flags(0, more));
-        let bound = server::bind(&flags.config).await.expect("an engine");
+        let bound = server::bind(&flags.config, None).await.expect("an engine");
         let at = At { url: format!("http://{}", bound.grpc_addr().expect("an address")) };
         let (stop, inner) = (CancellationToken::new(), bound.engine().clone());
         let served = tokio::spawn(bound.serve(stop.clone()));
@@ -172,7 +172,7 @@ impl Running {
 }
 
 fn caller(subject: &str) -> Caller {
-    Caller { tenant: "default".into(), subject: subject.into() }
+    Caller { tenant: "default".into(), subject: subject.into(), ..Caller::default() }
 }
 
 macro_rules! on_both_stores {

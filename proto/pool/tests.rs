@@ -73,7 +73,7 @@ fn addresses(hosts: u8) -> Vec<SocketAddr> {
 }
 
 fn pool(addrs: &[SocketAddr]) -> Pool {
-    Pool::new(Targets::parse(addrs.iter().map(|addr| format!("http://{addr}"))).unwrap())
+    Pool::new(Targets::parse(addrs.iter().map(|addr| format!("http://{addr}"))).unwrap(), Bearer::default())
 }
 
 /// A pool whose only name leads to what the sender says; `None` is a name service that fails.
@@ -84,7 +84,14 @@ fn named(port: u16, addrs: &[SocketAddr]) -> (Pool, watch::Sender<Option<Vec<Soc
         let answer = hears.borrow().clone().ok_or_else(|| io::Error::other("no name service"));
         Box::pin(async { answer })
     });
-    (Pool::with_resolver(format!("http://engines.test:{port}").parse().unwrap(), resolver), said)
+    (
+        Pool::with_resolver(
+            format!("http://engines.test:{port}").parse().unwrap(),
+            Bearer::default(),
+            resolver,
+        ),
+        said,
+    )
 }
 
 async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {

@@ -7,7 +7,7 @@
 
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -89,19 +89,25 @@ const answers = (url) => async () => (await fetch(url, { signal: AbortSignal.tim
 
 /**
  * Starts the parts as three processes, or all in one.
- * @param {{allInOne?: boolean, capacity?: number}} [options]
+ * @param {{allInOne?: boolean, capacity?: number, auth?: {files: Record<string, string>, token: string}}} [options] `auth`: tidegate.toml
+ *   and what it names, edge.key and workers.key among them; and what may ask for the kinds
  */
-export async function startStack({ allInOne = false, capacity = 8 } = {}) {
+export async function startStack({ allInOne = false, capacity = 8, auth } = {}) {
   const dir = await mkdtemp(join(tmpdir(), 'tidegate-browser-'));
+  for (const [name, text] of Object.entries(auth?.files ?? {})) await writeFile(join(dir, name), text);
+  const [configured, delegate, work] = auth
+    ? [['--config', 'tidegate.toml'], ['--engine-token-file', 'edge.key'], ['--token-file', 'workers.key']].map(([flag, name]) => [flag, join(dir, name)])
+    : [[], [], []];
+  const headers = auth ? { authorization: `Bearer ${auth.token}` } : {};
   const [http, grpc, admin, engineAdmin] = (await Promise.all([0, 0, 0, 0].map(freePort)));
   const at = (port) => `127.0.0.1:${port}`;
   const base = `http://${at(http)}`;
   const ready = answers(`http://${at(admin)}/readyz`);
-  const demoIsLive = async () => (await (await fetch(`${base}/api/kinds`)).json()).kinds.some(({ kind, live }) => kind === 'demo' && live);
-  const engine = new Process('job-engine', ['--grpc-listen', at(grpc), '--admin-listen', at(engineAdmin), '--data-dir', join(dir, 'log')], answers(`http://${at(engineAdmin)}/readyz`));
-  const gateway = new Process('edge-gateway', ['--listen', at(http), '--admin-listen', at(admin), '--engine', `http://${at(grpc)}`], ready);
-  const worker = new Process('tidegate-worker', ['--engine', `http://${at(grpc)}`, '--data-dir', join(dir, 'work'), '--import-dir', dir, '--capacity', String(capacity)], demoIsLive);
-  const whole = new Process('tidegate', ['--listen', at(http), '--grpc-listen', at(grpc), '--admin-listen', at(admin), '--engine-admin-listen', at(engineAdmin), '--data-dir', dir, '--workers', String(capacity)], async () => (await ready()) && demoIsLive());
+  const demoIsLive = async () => (await (await fetch(`${base}/api/kinds`, { headers })).json()).kinds.some(({ kind, live }) => kind === 'demo' && live);
+  const engine = new Process('job-engine', ['--grpc-listen', at(grpc), '--admin-listen', at(engineAdmin), '--data-dir', join(dir, 'log'), ...configured], answers(`http://${at(engineAdmin)}/readyz`));
+  const gateway = new Process('edge-gateway', ['--listen', at(http), '--admin-listen', at(admin), '--engine', `http://${at(grpc)}`, ...configured, ...delegate], ready);
+  const worker = new Process('tidegate-worker', ['--engine', `http://${at(grpc)}`, '--data-dir', join(dir, 'work'), '--import-dir', dir, '--capacity', String(capacity), ...work], demoIsLive);
+  const whole = new Process('tidegate', ['--listen', at(http), '--grpc-listen', at(grpc), '--admin-listen', at(admin), '--engine-admin-listen', at(engineAdmin), '--data-dir', dir, '--workers', String(capacity), ...configured], async () => (await ready()) && demoIsLive());
   const processes = allInOne ? [whole] : [engine, gateway, worker];
 
   const stack = {

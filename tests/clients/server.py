@@ -29,13 +29,18 @@ def free_ports(count: int) -> list[int]:
 
 
 class Server:
-    """A running `tidegate`; use it as a context manager."""
+    """A running `tidegate`; use it as a context manager. `config` is what its configuration file says."""
+
+    def __init__(self, config: str = "") -> None:
+        self.config = config
 
     def __enter__(self) -> "Server":
         self.scratch = tempfile.TemporaryDirectory(prefix="tidegate-clients-")
         http, grpc, gateway_admin, engine_admin = free_ports(4)
         self.http, self.grpc = f"127.0.0.1:{http}", f"127.0.0.1:{grpc}"
         self.log = pathlib.Path(self.scratch.name) / "log"
+        file = pathlib.Path(self.scratch.name) / "tidegate.toml"
+        file.write_text(self.config)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TIDEGATE_")}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -46,6 +51,7 @@ class Server:
                     f"--admin-listen=127.0.0.1:{gateway_admin}",
                     f"--engine-admin-listen=127.0.0.1:{engine_admin}",
                     f"--data-dir={self.scratch.name}/data",
+                    f"--config={file}",
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,

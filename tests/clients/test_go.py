@@ -3,8 +3,10 @@
 `test_go.py WORKER` is given the program that clients/go/build made.
 """
 
+import hashlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -23,10 +25,24 @@ class GoWorker(unittest.TestCase):
     worker_binary = ""
 
     def setUp(self):
-        self.server = self.enterContext(Server())
+        # It is let in by its own key, and nobody else by that one.
+        self.user, self.key = (f"tg_{secrets.token_urlsafe(32)}" for _ in range(2))
+        entries = (
+            f"[[auth.api_key]]\nname = '{name}'\nsha256 = '{hashlib.sha256(key.encode()).hexdigest()}'\n"
+            f"subject = '{name}'\nscopes = {scopes}\n"
+            for name, key, scopes in [
+                ("user", self.user, ["jobs:submit", "jobs:read", "jobs:control"]),
+                ("go", self.key, ["engine:work"]),
+            ]
+        )
+        self.server = self.enterContext(Server("".join(entries)))
 
     def start(self) -> subprocess.Popen:
-        environment = os.environ | {"TIDEGATE_ENGINE": f"http://{self.server.grpc}", "TIDEGATE_GRACE_SECONDS": "0"}
+        environment = os.environ | {
+            "TIDEGATE_ENGINE": f"http://{self.server.grpc}",
+            "TIDEGATE_TOKEN": self.key,
+            "TIDEGATE_GRACE_SECONDS": "0",
+        }
         worker = subprocess.Popen([self.worker_binary], env=environment, stderr=subprocess.DEVNULL)
         self.addCleanup(worker.wait)
         self.addCleanup(worker.kill)
@@ -35,6 +51,7 @@ class GoWorker(unittest.TestCase):
 
     def call(self, method: str, path: str, body=None):
         request = urllib.request.Request(f"http://{self.server.http}{path}", method=method)
+        request.add_header("Authorization", f"Bearer {self.user}")
         if body is not None:
             request.data = json.dumps(body).encode()
             request.add_header("Content-Type", "application/json")

@@ -5,6 +5,7 @@
 // A test may panic: that is how it fails.
 #![allow(clippy::unwrap_used)]
 
+mod auth;
 mod bad_input;
 mod crash;
 mod fleet;

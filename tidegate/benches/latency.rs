@@ -119,7 +119,7 @@ async fn system(mut flags: Vec<String>, seconds: u64) -> Vec<u64> {
     let fixed = ["latency", "--grpc-listen=127.0.0.1:0", "--engine-admin-listen=127.0.0.1:0"];
     flags.splice(0..0, fixed.map(String::from));
     let stop = CancellationToken::new();
-    let engine = server::bind(&Flags::parse_from(flags).config).await.expect("an engine");
+    let engine = server::bind(&Flags::parse_from(flags).config, None).await.expect("an engine");
     let grpc = format!("http://{}", engine.grpc_addr().expect("an address"));
     let engine = tokio::spawn(engine.serve(stop.clone()));
     let engines = grpc.parse().expect("a url");

@@ -4,9 +4,17 @@
 //! says. What matters is the failures: a refusal keeps its whole problem document, and a server that cannot be
 //! reached is told apart from one that refuses.
 
-use std::{error::Error as _, time::Duration};
+use std::{
+    error::Error as _,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
+use reqwest::{
+    Method, RequestBuilder, Response, StatusCode, Url,
+    header::{self, HeaderValue},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -20,6 +28,9 @@ pub enum Error {
     /// The address is not one that this command can talk to.
     #[error("--server {0:?}: {1}")]
     BadServer(String, String),
+    /// What is to be presented is no token.
+    #[error("{0} is no token: one line of printable ASCII")]
+    BadToken(String),
     /// No answer: refused, timed out, or cut before the status line.
     #[error(
         "cannot reach {server}: {cause}\n  is `tidegate` running there? Another address: --server URL or TIDEGATE_SERVER"
@@ -103,6 +114,10 @@ impl std::fmt::Display for Problem {
 pub struct Client {
     http: reqwest::Client,
     base: Url,
+    /// What is presented; it prints as "Sensitive".
+    authorization: Option<HeaderValue>,
+    /// Where that comes from, if it may change.
+    token_file: Option<PathBuf>,
 }
 
 impl Client {
@@ -126,7 +141,36 @@ impl Client {
             http = http.no_proxy();
         }
         let http = http.build().map_err(|e| bad(innermost(&e)))?;
-        Ok(Self { http, base })
+        Ok(Self { http, base, authorization: None, token_file: None })
+    }
+
+    /// Presents a token or API key.
+    ///
+    /// # Errors
+    /// [`Error::BadToken`] when it has bytes that no header may have.
+    pub fn with_token(mut self, token: &str) -> Result<Self, Error> {
+        self.authorization =
+            Some(authorization(token).ok_or_else(|| Error::BadToken("the token".to_owned()))?);
+        Ok(self)
+    }
+
+    /// Presents the token or API key in a file.
+    ///
+    /// # Errors
+    /// [`Error::BadToken`] when the file cannot be read or holds none.
+    pub fn with_token_file(mut self, path: &Path) -> Result<Self, Error> {
+        self.token_file = Some(path.to_owned());
+        self.reread()?;
+        Ok(self)
+    }
+
+    /// Reads the token's file again; answers whether there is another one now.
+    pub(crate) fn reread(&mut self) -> Result<bool, Error> {
+        let Some(path) = &self.token_file else { return Ok(false) };
+        let bad = |why: &dyn std::fmt::Display| Error::BadToken(format!("{}: {why}", path.display()));
+        let text = fs::read_to_string(path).map_err(|error| bad(&error))?;
+        let token = authorization(&text).ok_or_else(|| bad(&"it"))?;
+        Ok(self.authorization.replace(token.clone()).is_none_or(|old| old != token))
     }
 
     /// The server's address as it was given.
@@ -148,7 +192,11 @@ impl Client {
         for (name, value) in query.iter().filter(|(_, value)| !value.is_empty()) {
             url.query_pairs_mut().append_pair(name, value);
         }
-        self.http.request(method, url)
+        let request = self.http.request(method, url);
+        match &self.authorization {
+            Some(value) => request.header(header::AUTHORIZATION, value.clone()),
+            None => request,
+        }
     }
 
     /// Calls and returns the JSON body, `null` when there is none.
@@ -229,6 +277,15 @@ pub(crate) fn innermost(error: &reqwest::Error) -> String {
     }
     let text = cause.to_string();
     if error.is_timeout() && error.source().is_none() { "no answer in time".to_owned() } else { text }
+}
+
+/// The value of the header.
+fn authorization(token: &str) -> Option<HeaderValue> {
+    let token = token.trim();
+    let plain = !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic());
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).ok().filter(|_| plain)?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 fn is_loopback(url: &Url) -> bool {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::token::Token;
 use clap::{Args, Parser, Subcommand, builder::styling};
 use serde::Serialize;
 
@@ -70,7 +71,7 @@ pub struct Serve {
     /// A directory below which csv-import may read; repeatable [default: import below --data-dir]
     #[arg(long = "import-dir", env = "TIDEGATE_IMPORT_DIR", value_name = "DIR", value_delimiter = ',')]
     pub import_dirs: Vec<PathBuf>,
-    /// A TOML file with the lists: commands that `exec` jobs may run
+    /// A TOML file with the lists: who may connect ([auth]), commands that `exec` jobs may run ([[exec]])
     #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// How many jobs the local worker runs at once; 0 runs no worker here
@@ -98,6 +99,9 @@ pub enum Command {
     Jobs(Jobs),
     /// List the kinds of job that workers offer
     Kinds(Kinds),
+    /// Make keys and tokens
+    #[command(subcommand)]
+    Token(Token),
 }
 
 /// Which gateway to talk to.
@@ -106,6 +110,12 @@ pub struct Target {
     /// The gateway's address
     #[arg(long, env = "TIDEGATE_SERVER", default_value = DEFAULT_SERVER, value_name = "URL")]
     pub server: String,
+    /// The token or API key to present; others on this machine can see it there: --token-file hides it
+    #[arg(long, env = "TIDEGATE_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// A file with the token or API key to present; goes before --token, and is read again when a watched stream's token has ended
+    #[arg(long, env = "TIDEGATE_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// How to follow.

@@ -12,15 +12,26 @@ use serde_json::{Value, json, value::RawValue};
 
 use crate::{
     api::Client,
-    args::{Command, Follow, JobOptions, JobRef, Jobs, Kinds, Submit, Watch},
+    args::{Command, Follow, JobOptions, JobRef, Jobs, Kinds, Submit, Target, Watch},
     exit::Failure,
     text::visible,
+    token,
     view::{self, payload},
     watch::{self, watch},
 };
 
 /// No valid request is larger; more is refused before it is read into memory.
 const MAX_INPUT: u64 = 1024 * 1024;
+
+/// The gateway that is meant, and what it is shown.
+fn client(target: &Target) -> Result<Client, Failure> {
+    let client = Client::new(&target.server)?;
+    Ok(match (&target.token_file, &target.token) {
+        (Some(path), _) => client.with_token_file(path)?,
+        (None, Some(token)) => client.with_token(token)?,
+        (None, None) => client,
+    })
+}
 
 /// Runs a client command and returns its exit code.
 ///
@@ -30,7 +41,7 @@ pub async fn run(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Submit(args) => submit(&args).await,
         Command::Watch(Watch { job_id, cursor, follow, target }) => {
-            watch(&Client::new(&target.server)?, &job_id, &options(cursor, &follow)).await
+            watch(&client(&target)?, &job_id, &options(cursor, &follow)).await
         }
         Command::Cancel(args) => {
             let body = args.reason.map_or(json!({}), |reason| json!({ "reason": reason }));
@@ -38,12 +49,13 @@ pub async fn run(command: Command) -> Result<u8, Failure> {
         }
         Command::Retry(job) => steer(&job, "retry", &json!({})).await,
         Command::Delete(job) => {
-            let client = Client::new(&job.target.server)?;
+            let client = client(&job.target)?;
             client.call(client.request(Method::DELETE, &["api", "jobs", &job.job_id])).await?;
             Ok(0)
         }
         Command::Jobs(args) => jobs(args).await,
         Command::Kinds(args) => kinds(args).await,
+        Command::Token(command) => token::run(&command),
     }
 }
 
@@ -62,7 +74,7 @@ struct Submission<'a> {
 
 async fn submit(args: &Submit) -> Result<u8, Failure> {
     let input = read_input(&args.input)?;
-    let client = Client::new(&args.target.server)?;
+    let client = client(&args.target)?;
     let submission = Submission { kind: &args.kind, input: &input, options: &args.options };
     let mut request = client.request(Method::POST, &["api", "jobs"]).json(&submission);
     if let Some(key) = &args.key {
@@ -115,7 +127,7 @@ fn read_input(arg: &str) -> Result<Box<RawValue>, Failure> {
 }
 
 async fn steer(job: &JobRef, verb: &str, body: &Value) -> Result<u8, Failure> {
-    let client = Client::new(&job.target.server)?;
+    let client = client(&job.target)?;
     let request = client.request(Method::POST, &["api", "jobs", &job.job_id, verb]).json(body);
     let answer = client.call(request).await?;
     writeln!(io::stdout(), "{}", summary(&answer))?;
@@ -130,7 +142,7 @@ fn summary(job: &Value) -> String {
 }
 
 async fn jobs(args: Jobs) -> Result<u8, Failure> {
-    let client = Client::new(&args.target.server)?;
+    let client = client(&args.target)?;
     let status = args.status.iter().map(|s| s.to_ascii_uppercase()).collect::<Vec<_>>().join(",");
     let kind = args.kind.unwrap_or_default();
     let mut out = io::stdout();
@@ -180,7 +192,7 @@ fn row(job: &Value) -> String {
 }
 
 async fn kinds(args: Kinds) -> Result<u8, Failure> {
-    let client = Client::new(&args.target.server)?;
+    let client = client(&args.target)?;
     let answer = client.call(client.request(Method::GET, &["api", "kinds"])).await?;
     let mut out = io::stdout();
     if args.json {

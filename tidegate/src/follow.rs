@@ -204,6 +204,10 @@ impl Follower {
                 match (self.outcome, data["reconnect"].as_bool().unwrap_or(true)) {
                     (Some(outcome), _) => Ok(Step::Ended(outcome)),
                     (None, true) => self.reconnecting(format!("the server says goodbye: {reason}"), None),
+                    // Somebody may have put a new token into the file meanwhile.
+                    (None, false) if reason == "expired" && self.client.reread()? => {
+                        self.reconnecting("the token has expired; there is a new one".to_owned(), None)
+                    }
                     (None, false) => Ok(Step::Dismissed(reason)),
                 }
             }
@@ -255,6 +259,9 @@ impl Follower {
                 let after = response.headers().get(header::RETRY_AFTER).and_then(|v| v.to_str().ok());
                 let after = after.and_then(|v| v.parse().ok()).map(Duration::from_secs);
                 self.reconnecting(format!("the server says {status}"), after).map(Some)
+            }
+            StatusCode::UNAUTHORIZED if self.was_connected && self.client.reread()? => {
+                self.reconnecting("the token has expired; there is a new one".to_owned(), None).map(Some)
             }
             status => {
                 self.client.accepted(response).await?;

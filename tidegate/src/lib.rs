@@ -11,5 +11,6 @@ pub mod follow;
 pub mod serve;
 pub mod sse;
 pub mod text;
+pub mod token;
 pub mod view;
 pub mod watch;

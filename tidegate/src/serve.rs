@@ -12,6 +12,8 @@ use std::{io, time::Duration};
 
 use edge_gateway::Gateway;
 use reqwest::Method;
+use tidegate_auth::Authenticator;
+use tidegate_proto::bearer::Bearer;
 use tidegate_worker::Status;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -38,7 +40,11 @@ pub async fn run(args: &Serve) -> Result<u8, Failure> {
     let mut signals = Signals::new()?;
     let Plan { engine, mut gateway, worker } = Plan::check(args)?;
 
-    let engine = job_engine::server::bind(&engine).await?;
+    let auth = gateway.auth.clone();
+    let key = auth.as_ref().map(Authenticator::process_key);
+    let bearer = key.as_deref().map_or(Ok(Bearer::default()), Bearer::token).map_err(anyhow::Error::from)?;
+    gateway.bearer = bearer.clone();
+    let engine = job_engine::server::bind(&engine, auth).await?;
     let grpc = engine.grpc_addr()?;
     gateway.engines = plan::url(grpc).parse().map_err(anyhow::Error::from)?;
     let gateway = Gateway::bind(gateway).map_err(anyhow::Error::from)?;
@@ -52,6 +58,7 @@ pub async fn run(args: &Serve) -> Result<u8, Failure> {
     let status = watch::Sender::new(Status::Connecting);
     let worker = worker.map(|mut settings| {
         settings.engines = vec![plan::url(grpc)];
+        settings.bearer = bearer;
         AbortOnDropHandle::new(tokio::spawn(tidegate_worker::run(settings, status.clone(), stop_worker)))
     });
 
@@ -60,7 +67,7 @@ pub async fn run(args: &Serve) -> Result<u8, Failure> {
             // The sender lives in this function, so waiting ends only with the status.
             let _ = status.subscribe().wait_for(|s| *s == Status::Connected).await;
         }
-        answers(&plan::url(http)).await
+        answers(&plan::url(http), key.as_deref()).await
     };
     tokio::select! {
         ready = tokio::time::timeout(START_WITHIN, ready) => match ready {
@@ -97,8 +104,9 @@ pub async fn run(args: &Serve) -> Result<u8, Failure> {
 }
 
 /// Waits until the gateway at `url` answers a question that it must pass on to the engine.
-async fn answers(url: &str) -> Result<(), Failure> {
+async fn answers(url: &str, key: Option<&str>) -> Result<(), Failure> {
     let client = Client::new(url)?;
+    let client = key.map_or(Ok(client.clone()), |key| client.with_token(key))?;
     while client.call(client.request(Method::GET, &["api", "kinds"])).await.is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use clap::Parser;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
+use tidegate_proto::bearer::Bearer;
 use tokio::sync::watch;
 
 use crate::{
@@ -66,6 +67,9 @@ pub struct Args {
     /// A TOML file that declares commands, as shown below.
     #[arg(long = "config", value_name = "FILE", env = "TIDEGATE_CONFIG")]
     pub config: Option<PathBuf>,
+    /// A file with the token or API key that the engine asks for; read again when it changes.
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
     /// How many seconds running jobs may go on after SIGTERM, before they are given back to the engine.
     #[arg(long, value_name = "SECONDS", env = "TIDEGATE_GRACE_SECONDS", default_value = "5")]
     pub grace_seconds: u32,
@@ -77,6 +81,9 @@ pub struct Args {
 struct File {
     #[serde(default)]
     exec: Vec<ExecConfig>,
+    /// The engine's and the gateway's part.
+    #[serde(rename = "auth")]
+    _auth: Option<IgnoredAny>,
 }
 
 /// Everything that a worker with the built-in kinds needs to know.
@@ -90,6 +97,8 @@ pub struct Settings {
     pub capacity: NonZeroU32,
     /// How long running jobs may go on after a shutdown began.
     pub grace: Duration,
+    /// What the engines are shown.
+    pub bearer: Bearer,
     /// The settings of the kinds.
     pub kinds: KindSettings,
 }
@@ -103,17 +112,22 @@ impl Args {
     /// The settings, with the configuration file read.
     ///
     /// # Errors
-    /// When the file cannot be read or understood.
+    /// When a file cannot be read or understood.
     pub fn settings(self) -> Result<Settings, ConfigError> {
-        let exec = match &self.config {
-            Some(path) => read_exec(path).map_err(|error| ConfigError(vec![error]))?,
-            None => Vec::new(),
+        let exec = self.config.as_deref().map_or(Ok(Vec::new()), read_exec);
+        let bearer = self.token_file.as_deref().map_or(Ok(Bearer::default()), Bearer::file);
+        let (exec, bearer) = match (exec, bearer.map_err(|error| error.to_string())) {
+            (Ok(exec), Ok(bearer)) => (exec, bearer),
+            (exec, bearer) => {
+                return Err(ConfigError(exec.err().into_iter().chain(bearer.err()).collect()));
+            }
         };
         Ok(Settings {
             engines: self.engines,
             name: self.name.or_else(host_name).unwrap_or_else(|| "worker".to_owned()),
             capacity: self.capacity,
             grace: Duration::from_secs(self.grace_seconds.into()),
+            bearer,
             kinds: KindSettings { import_dirs: self.import_dirs, data_dir: self.data_dir, exec },
         })
     }
@@ -131,8 +145,11 @@ impl Settings {
             Vec::new()
         });
         let without_handlers = !errors.is_empty();
-        let builder =
-            Worker::builder(self.engines).name(self.name).capacity(self.capacity.get()).grace(self.grace);
+        let builder = Worker::builder(self.engines)
+            .name(self.name)
+            .capacity(self.capacity.get())
+            .grace(self.grace)
+            .bearer(self.bearer);
         match builder.handlers(handlers).status(status).build() {
             Ok(worker) => return Ok(worker),
             // When the kinds are wrong, that none is left is a consequence and no news.

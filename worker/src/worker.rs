@@ -11,6 +11,7 @@ mod owner;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tidegate_proto::{
+    bearer::Bearer,
     limits,
     pool::{TargetError, Targets},
     v1,
@@ -64,6 +65,7 @@ pub struct WorkerBuilder {
     grace: Duration,
     handlers: Vec<Arc<dyn JobHandler>>,
     status: watch::Sender<Status>,
+    bearer: Bearer,
 }
 
 /// What the owner task needs to know.
@@ -72,6 +74,7 @@ pub(crate) struct Plan {
     name: String,
     capacity: u32,
     grace: Duration,
+    bearer: Bearer,
     kinds: Vec<v1::WorkerKind>,
     handlers: HashMap<String, Arc<dyn JobHandler>>,
 }
@@ -88,6 +91,7 @@ impl Worker {
             grace: Duration::from_secs(5),
             handlers: Vec::new(),
             status: watch::Sender::new(Status::Connecting),
+            bearer: Bearer::default(),
         }
     }
 
@@ -124,6 +128,13 @@ impl WorkerBuilder {
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
+        self
+    }
+
+    /// Presents a token to the engines; none by default.
+    #[must_use]
+    pub fn bearer(mut self, bearer: Bearer) -> Self {
+        self.bearer = bearer;
         self
     }
 
@@ -181,7 +192,7 @@ impl WorkerBuilder {
             Ok(engines) if errors.is_empty() => engines,
             _ => return Err(errors),
         };
-        let Self { name, capacity, grace, status, .. } = self;
-        Ok(Worker { plan: Plan { engines, name, capacity, grace, kinds, handlers }, status })
+        let Self { name, capacity, grace, status, bearer, .. } = self;
+        Ok(Worker { plan: Plan { engines, name, capacity, grace, bearer, kinds, handlers }, status })
     }
 }

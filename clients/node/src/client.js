@@ -8,7 +8,7 @@
 /** @import * as Api from "./index.js" */
 import { setTimeout as sleep } from "node:timers/promises";
 import { Backoff } from "./backoff.js";
-import { CHANNEL, engines } from "./engine.js";
+import { bearer, CHANNEL, current, engines } from "./engine.js";
 import { fromStatus, Unavailable } from "./errors.js";
 import { decoder, encoder, services } from "./protos.js";
 
@@ -25,12 +25,14 @@ export class Client {
   #current = 0;
   #caller;
   #timeout;
+  #token;
 
   /** @param {string | string[]} addresses @param {Api.ClientOptions} [options] */
-  constructor(addresses, { caller, timeout = 10_000, tls } = {}) {
+  constructor(addresses, { caller, timeout = 10_000, token = process.env.TIDEGATE_TOKEN, tls } = {}) {
     this.#stubs = engines(addresses, tls).map(({ target, credentials }) => new services.JobService(target, credentials, CHANNEL));
     this.#caller = caller;
     this.#timeout = timeout;
+    this.#token = token;
   }
 
   /** @param {string} kind @param {unknown} [input] @param {Api.SubmitOptions} [options] */
@@ -79,8 +81,9 @@ export class Client {
     for (;;) {
       signal?.throwIfAborted();
       const begun = performance.now();
+      const token = current(this.#token);
       try {
-        for await (const message of this.#follow({ jobId, cursor, tail: cursor === "" ? tail : undefined }, signal)) {
+        for await (const message of this.#follow({ jobId, cursor, tail: cursor === "" ? tail : undefined }, token, signal)) {
           fruitless = 0;
           if (message.opened) ({ cursor } = message.opened);
           const epoch = message.gap?.snapshot?.epoch ?? cursor.slice(cursor.indexOf("-") + 1);
@@ -97,6 +100,8 @@ export class Client {
       } catch (error) {
         signal?.throwIfAborted();
         const failure = fromStatus(error);
+        // The token has ended meanwhile, and there is another one.
+        if (failure.code === "UNAUTHENTICATED" && current(this.#token) !== token) continue;
         fruitless += 1;
         if (!(failure instanceof Unavailable) && !(passing(failure) && fruitless <= ROUNDS * this.#stubs.length)) throw failure;
         this.#current += 1;
@@ -112,11 +117,12 @@ export class Client {
   /**
    * One stream of a watch, which fails when the engine is silent.
    * @param {Record<string, any>} request
+   * @param {string | undefined} token
    * @param {AbortSignal} [signal]
    */
-  async *#follow(request, signal) {
+  async *#follow(request, token, signal) {
     const encoded = encoder("WatchJobRequest")({ ...request, caller: this.#caller });
-    const call = this.#stubs[this.#current % this.#stubs.length].watchJob(encoded);
+    const call = this.#stubs[this.#current % this.#stubs.length].watchJob(encoded, bearer(token));
     const stop = () => call.cancel();
     signal?.addEventListener("abort", stop, { once: true });
     let silent = false;
@@ -163,7 +169,7 @@ export class Client {
   #once(method, request, deadline) {
     const stub = this.#stubs[this.#current % this.#stubs.length];
     return new Promise((resolve, reject) => {
-      stub[method](request, { deadline }, (/** @type {Error | null} */ error, /** @type {any} */ response) => {
+      stub[method](request, bearer(current(this.#token)), { deadline }, (/** @type {Error | null} */ error, /** @type {any} */ response) => {
         if (error) reject(error);
         else resolve(decoder(`${method}Response`)(response));
       });

@@ -9,6 +9,7 @@ import grpc from "@grpc/grpc-js";
 import { MAX_MESSAGE_BYTES } from "./limits.js";
 
 /** @typedef {{ ca?: Buffer | string, cert?: Buffer | string, key?: Buffer | string }} Tls */
+/** @typedef {string | (() => string)} Token */
 /** @typedef {{ uri: string, target: string, credentials: import("@grpc/grpc-js").ChannelCredentials }} Engine */
 
 /** What every channel is made with. */
@@ -36,6 +37,16 @@ export function engines(addresses, tls = {}) {
   const list = uris.map((uri) => engine(uri, tls));
   const first = Math.floor(Math.random() * list.length);
   return [...list.slice(first), ...list.slice(0, first)];
+}
+
+/** @param {Token | undefined} token the text that is good now */
+export const current = (token) => (typeof token === "function" ? token() : token);
+
+/** @param {string | undefined} token @returns {grpc.Metadata} what a call carries to prove who is calling */
+export function bearer(token) {
+  const metadata = new grpc.Metadata();
+  if (token) metadata.set("authorization", `Bearer ${token}`);
+  return metadata;
 }
 
 /** @param {string} uri @param {Tls} tls @returns {Engine} */

@@ -28,6 +28,12 @@ export interface Logger {
   error(line: string): void;
 }
 
+/**
+ * A bearer token or API key, or a function that gives the one that is good now: it is asked at every call and every connect.
+ * `TIDEGATE_TOKEN` by default.
+ */
+export type Token = string | (() => string);
+
 export interface WorkerOptions {
   /** For people and the engine's logs; need not be unique. The host's name by default. */
   name?: string;
@@ -37,6 +43,7 @@ export interface WorkerOptions {
   grace?: number;
   /** Whether progress that has not left may be replaced by newer progress; true by default. */
   coalesce?: boolean;
+  token?: Token;
   tls?: Tls;
   /** Lines on standard error by default. */
   logger?: Logger;
@@ -188,6 +195,7 @@ export interface ClientOptions {
   caller?: { tenant?: string; subject?: string };
   /** How long a call may take with all its tries, in ms; 10,000 by default. Watches last as long as their jobs. */
   timeout?: number;
+  token?: Token;
   tls?: Tls;
 }
 

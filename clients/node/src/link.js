@@ -5,7 +5,7 @@
  * what has not been handed over can still be superseded.
  */
 
-import { CHANNEL } from "./engine.js";
+import { bearer, CHANNEL, current } from "./engine.js";
 import { decoder, services } from "./protos.js";
 
 /** How long dialling, greeting and the welcome may take together. */
@@ -28,14 +28,15 @@ export class Link {
   /**
    * Dials and says hello. All events come from the network, none from within this call; none comes after `closed`.
    * @param {import("./engine.js").Engine} engine
+   * @param {import("./engine.js").Token | undefined} token
    * @param {Record<string, any>} hello
    * @param {{ welcomed: (welcome: any) => void, heard: (message: any) => void, room: () => void, closed: (why: string) => void }} events
    */
-  constructor(engine, hello, events) {
+  constructor(engine, token, hello, events) {
     this.#events = events;
     this.#client = new services.WorkerService(engine.target, engine.credentials, { ...CHANNEL, "grpc.keepalive_permit_without_calls": 1 });
     this.#patience = setTimeout(() => this.#end("no welcome within 10 s"), PATIENCE_MS);
-    this.#call = this.#client.work();
+    this.#call = this.#client.work(bearer(current(token)));
     this.#call.on("data", (/** @type {any} */ message) => this.#data(message));
     this.#call.on("error", (/** @type {any} */ error) => this.#end(explain(error, this.#welcomed)));
     this.#call.on("end", () => this.#end("the engine closed the stream"));

@@ -40,7 +40,8 @@ const LEAVING = "the worker shuts down";
 /** @typedef {{ token: string, context: JobContext, cancelled: Cancelled | null, told: boolean, abort: NodeJS.Timeout | undefined }} Running */
 /**
  * What the owner needs to know.
- * @typedef {{ engines: import("./engine.js").Engine[], hello: Record<string, any>, capacity: number, grace: number, coalesce: boolean,
+ * @typedef {{ engines: import("./engine.js").Engine[], token?: import("./engine.js").Token, hello: Record<string, any>, capacity: number,
+ *   grace: number, coalesce: boolean,
  *   handlers: Map<string, (context: any, input: any) => unknown>, logger: Logger, status: (status: Status) => void }} Plan
  */
 
@@ -101,7 +102,7 @@ export class Owner {
 
   #dial() {
     const engine = this.#plan.engines[this.#next];
-    const link = new Link(engine, { ...this.#plan.hello, leases: this.#session.held() }, {
+    const link = new Link(engine, this.#plan.token, { ...this.#plan.hello, leases: this.#session.held() }, {
       welcomed: (welcome) => this.#welcomed(welcome, engine.uri),
       heard: (message) => this.#hear(message),
       room: () => this.#pump(),

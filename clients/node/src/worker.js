@@ -24,12 +24,12 @@ export class Worker {
   #status = "stopped";
 
   /** @param {string | string[]} addresses @param {Api.WorkerOptions} [options] */
-  constructor(addresses, { name = hostname(), capacity = 4, grace = 5_000, coalesce = true, tls, logger = stderr, onStatus = () => {} } = {}) {
+  constructor(addresses, { name = hostname(), capacity = 4, grace = 5_000, coalesce = true, token = process.env.TIDEGATE_TOKEN, tls, logger = stderr, onStatus = () => {} } = {}) {
     if (!Number.isInteger(capacity) || capacity < 1 || capacity > 10_000) throw new RangeError("capacity is a whole number from 1 to 10000");
     if (!(grace >= 0 && grace < 2 ** 31)) throw new RangeError("grace is a number of milliseconds, from 0");
     this.#plan = {
       engines: engines(addresses, tls),
-      capacity, grace, coalesce, logger,
+      capacity, grace, coalesce, token, logger,
       name: cut(name, MAX_TEXT_BYTES),
       status: (/** @type {Api.WorkerStatus} */ status) => {
         if (status === this.#status) return;

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
+import secrets
 import unittest
 from typing import Any
 
@@ -15,6 +17,7 @@ from tidegate import (
     Client,
     Conflict,
     Context,
+    Denied,
     Gap,
     InvalidRequest,
     JobFailed,
@@ -27,6 +30,74 @@ from tidegate import (
 )
 
 MISSING = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+class Credentials(unittest.IsolatedAsyncioTestCase):
+    """An engine that asks who calls."""
+
+    async def asyncSetUp(self) -> None:
+        directory = scratch(self)
+        self.config = directory / "tidegate.toml"
+        self.keys = {name: f"tg_{secrets.token_urlsafe(32)}" for name in ("alice", "alice-2", "bob", "workers")}
+        self.configure(*self.keys)
+        self.engine = Engine(directory, f"--data-dir={directory / 'data'}", f"--config={self.config}")
+        self.addAsyncCleanup(self.engine.end)
+        await self.engine.start()
+
+    def configure(self, *names: str) -> None:
+        """Lets these in."""
+        text = "[auth]\nreload_seconds = 1\n"
+        for name in names:
+            scopes = ["engine:work"] if name == "workers" else ["jobs:submit", "jobs:read", "jobs:control"]
+            digest = hashlib.sha256(self.keys[name].encode()).hexdigest()
+            subject = name.split("-")[0]
+            text += f"[[auth.api_key]]\nname = '{name}'\nsha256 = '{digest}'\nsubject = '{subject}'\nscopes = {scopes}\n"
+        new = self.config.with_suffix(".new")
+        new.write_text(text)
+        new.replace(self.config)
+
+    def client(self, token: Any) -> Client:
+        client = Client(self.engine.address, token=token)
+        self.addAsyncCleanup(client.close)
+        return client
+
+    async def until_refused(self, client: Client, job_id: str) -> None:
+        while True:
+            await client.get(job_id)
+            await asyncio.sleep(0.05)
+
+    async def test_each_speaks_for_itself_with_a_token_that_may_change(self) -> None:
+        for token in (None, "x", f"tg_{secrets.token_urlsafe(32)}"):
+            with self.assertRaises(Denied) as refused:
+                await self.client(token).list()
+            self.assertEqual(refused.exception.code, grpc.StatusCode.UNAUTHENTICATED)
+        good = "alice"
+        alice, bob = self.client(lambda: self.keys[good]), self.client(self.keys["bob"])
+        worker = Worker(self.engine.address, token=lambda: self.keys["workers"])
+        go_on = asyncio.Event()
+
+        @worker.kind("waits")
+        async def waits(ctx: Context, input: Any) -> Any:
+            ctx.log("begun")
+            await go_on.wait()
+            return input
+
+        async with working(worker, alice):
+            job = await alice.submit("waits", 7)
+            self.assertEqual(job.owner, "alice")
+            with self.assertRaises(NotFound):
+                await bob.get(job.job_id)
+            events = alice.watch(job.job_id)
+            seen = [await anext(events)]
+            good = "alice-2"
+            # Taken back: the stream that was opened with the old key ends, and goes on with the new one.
+            self.configure("alice-2", "bob", "workers")
+            with self.assertRaises(Denied):
+                await asyncio.wait_for(self.until_refused(self.client(self.keys["alice"]), job.job_id), DEADLINE)
+            go_on.set()
+            seen += [event async for event in events]
+            self.assertEqual([event.seq for event in seen], list(range(1, len(seen) + 1)))
+            self.assertEqual((await alice.get(job.job_id)).outcome, types.Completed(7))
 
 
 class Calls(unittest.IsolatedAsyncioTestCase):

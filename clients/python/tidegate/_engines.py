@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import grpc
 
 from tidegate._limits import MAX_MESSAGE_BYTES
+
+#: A bearer token or API key, or what gives the one that is good now.
+Token = str | Callable[[], str]
 
 #: Where an engine listens unless told otherwise.
 DEFAULT = "http://127.0.0.1:50051"
@@ -82,9 +85,15 @@ def parse(engines: str | Iterable[str] | None) -> list[Engine]:
     return found
 
 
-def metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+def current(token: Token | None) -> str | None:
+    """The token that is good now."""
+    return token() if callable(token) else token
+
+
+def metadata(token: Token | None) -> tuple[tuple[str, str], ...]:
     """What a call carries to prove who is calling."""
-    return () if token is None else (("authorization", f"Bearer {token}"),)
+    text = current(token)
+    return () if text is None else (("authorization", f"Bearer {text}"),)
 
 
 def describe(error: grpc.aio.AioRpcError) -> str:

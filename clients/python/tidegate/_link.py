@@ -56,7 +56,7 @@ class Link:
 async def open_link(
     engine: _engines.Engine,
     hello: wire.Hello,
-    token: str | None,
+    token: _engines.Token | None,
     credentials: grpc.ChannelCredentials | None,
 ) -> Link:
     """Connects, says `hello` and waits for the welcome. Raises LinkError."""

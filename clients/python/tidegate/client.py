@@ -41,7 +41,8 @@ class Client:
     `engines` is an address such as `http://127.0.0.1:50051`, several with commas or in a list, or TIDEGATE_ENGINE when it is
     left out: one of them is chosen at random, and the next one when that fails. `timeout` is how many seconds a call may take,
     tries at other engines included. `subject` and `tenant` say on whose behalf the calls are made; without them, every job may
-    be seen. `token` is sent as a bearer token; `credentials` are for `https` addresses and default to the system's roots.
+    be seen. `token` is sent as a bearer token; it may be a function, which is asked at every call for the one that is good now.
+    `credentials` are for `https` addresses and default to the system's roots.
 
     Every call raises a `CallFailed`: `NotFound`, `InvalidRequest`, `WrongState`, `Conflict`, `LimitReached`, `Denied`,
     `Unavailable`. Raises ValueError for a malformed address.
@@ -54,7 +55,7 @@ class Client:
         timeout: float = 30.0,
         subject: str | None = None,
         tenant: str = "default",
-        token: str | None = None,
+        token: _engines.Token | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self._engines = _engines.parse(engines)
@@ -162,9 +163,10 @@ class Client:
         alone_since: float | None = None
         while True:
             began = time.monotonic()
+            token = _engines.current(self._token)
             try:
                 request = wire.WatchJobRequest(caller=self._caller, job_id=job_id, cursor=position)
-                call = self._stub().WatchJob(request, metadata=_engines.metadata(self._token))
+                call = self._stub().WatchJob(request, metadata=_engines.metadata(token))
                 epoch = ""
                 try:
                     async for message in call:
@@ -186,6 +188,8 @@ class Client:
                     call.cancel()
                 return
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED and _engines.current(self._token) != token:
+                    continue  # it has ended meanwhile, and there is another one
                 if error.code() not in _PASSING:
                     raise from_status(error) from None
                 now = time.monotonic()

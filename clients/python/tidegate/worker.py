@@ -41,7 +41,7 @@ class Plan:
     name: str
     capacity: int
     grace: float
-    token: str | None
+    token: _engines.Token | None
     credentials: grpc.ChannelCredentials | None
     kinds: dict[str, Kind]
     client: str
@@ -53,7 +53,8 @@ class Worker:
     `engines` is an address such as `http://127.0.0.1:50051`, several with commas or in a list, or TIDEGATE_ENGINE when it is
     left out: the worker connects to one of them, chosen at random, and to the next one when that fails. `capacity` is how many
     jobs run at once. `grace` is how many seconds running jobs may go on after a shutdown began. `name` is for people. `token`
-    is sent as a bearer token; `credentials` are for `https` addresses and default to the system's roots.
+    is sent as a bearer token; it may be a function, which is asked at every connect for the one that is good now. `credentials`
+    are for `https` addresses and default to the system's roots.
 
     Raises ValueError with what is wrong.
     """
@@ -65,7 +66,7 @@ class Worker:
         capacity: int = 4,
         grace: float = 5.0,
         name: str | None = None,
-        token: str | None = None,
+        token: _engines.Token | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         if capacity < 1:

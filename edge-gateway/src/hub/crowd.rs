@@ -40,6 +40,13 @@ struct Slots {
     wakers: Vec<Option<Waker>>,
 }
 
+/// A way to ask the viewer in a slot to leave; must not be used once the slot may be another's.
+#[derive(Debug)]
+pub(crate) struct Leaver {
+    shard: Arc<Shard>,
+    bit: usize,
+}
+
 /// A viewer's place; given back on drop.
 #[derive(Debug)]
 pub(crate) struct Slot {
@@ -102,11 +109,7 @@ impl Crowd {
             while staying != 0 && dismissed < limit {
                 let bit = staying.trailing_zeros() as usize;
                 staying &= staying - 1;
-                slots.leaving |= 1 << bit;
-                slots.armed &= !(1 << bit);
-                if let Some(waker) = &slots.wakers[bit] {
-                    waker.wake_by_ref();
-                }
+                slots.dismiss(bit);
                 dismissed += 1;
             }
             number += 1;
@@ -130,6 +133,14 @@ impl Slots {
             self.wakers.resize(bit + 1, None);
         }
         Some(bit)
+    }
+
+    fn dismiss(&mut self, bit: usize) {
+        self.leaving |= 1 << bit;
+        self.armed &= !(1 << bit);
+        if let Some(waker) = &self.wakers[bit] {
+            waker.wake_by_ref();
+        }
     }
 }
 
@@ -157,9 +168,21 @@ impl Slot {
         }
     }
 
+    /// A way to ask this viewer to leave.
+    pub(crate) fn leaver(&self) -> Leaver {
+        Leaver { shard: Arc::clone(&self.shard), bit: self.bit }
+    }
+
     /// Whether the viewer was asked to leave.
     pub(crate) fn leaving(&self) -> bool {
         self.shard.0.lock().leaving & (1 << self.bit) != 0
+    }
+}
+
+impl Leaver {
+    /// Asks.
+    pub(crate) fn dismiss(&self) {
+        self.shard.0.lock().dismiss(self.bit);
     }
 }
 

@@ -15,13 +15,21 @@ use tidegate_proto::cursor::Cursor;
 use tokio::sync::Semaphore;
 
 use super::{
-    Hub, Place, Stage, Timing, User,
+    Hub, Place, Stage, Tenures, Timing, User,
+    admission::Admission,
     attach::{Plan, Position, View, decide},
     history::{History, ReadFailed},
     upstream,
     viewer::Viewer,
 };
-use crate::{caller::Caller, drain::Drain, engine::Engine, metrics::Metrics, problem::Problem, sse};
+use crate::{
+    caller::{Caller, Via},
+    drain::Drain,
+    engine::Engine,
+    metrics::Metrics,
+    problem::Problem,
+    sse,
+};
 
 /// How often an attach looks again when the log's beginning moved under it.
 const LOOKS: usize = 3;
@@ -39,6 +47,8 @@ struct Inner {
     streams: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     drain: Drain,
+    admission: Admission,
+    tenures: Tenures,
 }
 
 #[derive(Debug, Default)]
@@ -62,9 +72,19 @@ impl Registry {
         max_streams: usize,
         metrics: Arc<Metrics>,
         drain: Drain,
+        tenures: Tenures,
     ) -> Self {
         let streams = Arc::new(Semaphore::new(max_streams.min(Semaphore::MAX_PERMITS)));
-        Self(Arc::new(Inner { hubs: Mutex::default(), engine, timing, streams, metrics, drain }))
+        Self(Arc::new(Inner {
+            hubs: Mutex::default(),
+            engine,
+            timing,
+            streams,
+            metrics,
+            drain,
+            admission: Admission::default(),
+            tenures,
+        }))
     }
 
     /// Attaches a viewer to the log of `job_id` at `position`.
@@ -78,13 +98,23 @@ impl Registry {
             return Err(Problem::Draining);
         }
         let permit = Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| Problem::TooManyStreams)?;
-        let hub = self.join(job_id);
+        let hub = match self.find(job_id) {
+            Some(hub) => hub,
+            None => {
+                self.ask(caller, job_id).await?;
+                self.join(job_id)
+            }
+        };
         self.opened(&hub).await?;
         if !hub.view(|_, state| caller.may_see(&state.tenant, &state.owner)) {
+            // Told by the engine, as if there were no hub: neither the answer nor its time say that there is one.
+            drop(hub);
+            self.ask(caller, job_id).await?;
             return Err(Problem::JobNotFound);
         }
         // The slot comes before the look, so that whoever is told to leave meanwhile is among those told.
         let slot = hub.crowd.join();
+        let tenure = self.0.tenures.enter(caller, &slot)?;
         let (plan, place, epoch, status) = look(&hub, position).await?;
         let outcome = match plan {
             Plan::Finished => {
@@ -105,10 +135,14 @@ impl Registry {
         } else if let Plan::Reset { .. } = plan {
             greeting.extend_from_slice(&self.gap(&hub, 1, &after, "reset").await?);
         }
+        if caller.via == Via::Ticket {
+            // Its reconnects need a cursor, also if no event comes before the first.
+            greeting.extend_from_slice(&sse::position(&after));
+        }
         if self.0.drain.begun() {
             return Err(Problem::Draining); // the drain may have counted the crowd before this slot was taken
         }
-        Ok(Attached::Stream(Viewer::new(hub, slot, place, greeting.freeze(), permit)))
+        Ok(Attached::Stream(Viewer::new(hub, tenure, slot, place, greeting.freeze(), permit)))
     }
 
     /// The gap frame of a viewer that cannot read on where it stopped.
@@ -117,6 +151,16 @@ impl Registry {
         let answer =
             self.0.engine.call(request, |mut client, r| async move { client.get_job(r).await }).await?;
         Ok(sse::gap(from, after, reason, answer.job.as_ref()))
+    }
+
+    /// Asks the engine whether the caller may see the job.
+    async fn ask(&self, caller: &Caller, job_id: &str) -> Result<(), Problem> {
+        self.0.admission.ask(&self.0.engine, caller.proto(), job_id, self.0.timing.open).await
+    }
+
+    /// The hub of a job, if there is one.
+    fn find(&self, job_id: &str) -> Option<User> {
+        self.0.hubs.lock().by_job.get(job_id).map(User::new)
     }
 
     /// The hub of a job, opened if there is none.

@@ -40,7 +40,7 @@ impl Browser {
         let slot = hub.crowd.join();
         let place = Place { cursor: after, generation: 0, beats: 0, seen: Place::UNSEEN };
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        let viewer = Viewer::new(user, slot, place, Bytes::new(), permit);
+        let viewer = Viewer::new(user, None, slot, place, Bytes::new(), permit);
         let woken = Arc::new(Flag(AtomicBool::new(true)));
         Self { viewer, woken, after, seen: String::new(), ended: false }
     }
@@ -74,7 +74,8 @@ impl Browser {
 }
 
 fn hub(first: u64) -> Arc<Hub> {
-    let engine = Engine::new("http://127.0.0.1:1".parse().unwrap());
+    let engine =
+        Engine::new("http://127.0.0.1:1".parse().unwrap(), tidegate_proto::bearer::Bearer::default());
     let job_id: Arc<str> = Arc::from("job");
     let metrics = Arc::new(Metrics::new());
     let history = History::new(Arc::clone(&job_id), engine, metrics.history_reads.clone());

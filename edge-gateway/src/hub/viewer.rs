@@ -21,6 +21,7 @@ use super::{
     End, Next, Place, User,
     crowd::Slot,
     history::{Page, PageRead, PageTake, ReadFailed},
+    tenure::Tenure,
 };
 use crate::sse::{self, Goodbye};
 
@@ -28,6 +29,8 @@ use crate::sse::{self, Goodbye};
 #[derive(Debug)]
 pub(crate) struct Viewer {
     hub: User,
+    /// How long it may stay. Before the slot, which must not be another's while the book still knows it.
+    tenure: Option<Tenure>,
     slot: Slot,
     place: Place,
     /// What is sent before anything else: `connected`, and perhaps a `gap`.
@@ -43,13 +46,23 @@ impl Viewer {
     /// A viewer after `place`; `permit` is its share of the stream cap.
     pub(super) fn new(
         hub: User,
+        tenure: Option<Tenure>,
         slot: Slot,
         place: Place,
         greeting: Bytes,
         permit: OwnedSemaphorePermit,
     ) -> Self {
         hub.metrics.active.increment(1.0);
-        Self { hub, slot, place, greeting: Some(greeting), reading: None, closed: None, _permit: permit }
+        Self {
+            hub,
+            tenure,
+            slot,
+            place,
+            greeting: Some(greeting),
+            reading: None,
+            closed: None,
+            _permit: permit,
+        }
     }
 
     /// The next frames, the end, or a wait.
@@ -61,6 +74,9 @@ impl Viewer {
             return Poll::Ready(None);
         }
         loop {
+            if let Some(reason) = self.tenure.as_ref().and_then(Tenure::ended) {
+                return self.leave(reason);
+            }
             if self.hub.drain.begun() && self.slot.leaving() {
                 return self.leave(Goodbye::Draining);
             }
@@ -124,7 +140,11 @@ impl Viewer {
     /// The last frame: why the stream ends.
     fn leave(&mut self, reason: Goodbye) -> Poll<Option<Bytes>> {
         self.closed = Some(reason.label());
-        Poll::Ready(Some(sse::goodbye(reason, jittered_retry())))
+        let rest = self
+            .tenure
+            .as_ref()
+            .map_or(0, |tenure| if reason == Goodbye::Expired { tenure.rest() } else { 0 });
+        Poll::Ready(Some(sse::goodbye(reason, jittered_retry() + rest)))
     }
 }
 

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod auth;
 mod drain;
 mod engines;
 mod fanout;
@@ -12,3 +13,4 @@ mod http;
 mod rest;
 mod resume;
 mod support;
+mod tenure;

@@ -1,5 +1,6 @@
 //! A gateway, a scripted engine, and a client that reads bytes.
 
+pub(crate) mod accounts;
 pub(crate) mod client;
 pub(crate) mod engine;
 
@@ -10,6 +11,7 @@ use tidegate_proto::pool::Targets;
 use tokio::{sync::oneshot, task::JoinHandle};
 
 pub(crate) use self::{
+    accounts::Accounts,
     client::{Answer, Event},
     engine::{JOB, ScriptedEngine},
 };

@@ -323,9 +323,12 @@ impl<'r> Draft<'r> {
     /// Puts a new job into the lists that it stays in for as long as it exists.
     fn list(&mut self) {
         let Job { job_id, tenant, owner, .. } = &self.record.job;
-        let (id, owned) = (job_id.clone(), index::jobs_of(tenant, owner));
-        self.put(index::ALL_JOBS, id.clone(), Duration::ZERO);
-        self.put(owned, id, Duration::ZERO);
+        let id = job_id.clone();
+        let lists =
+            [index::ALL_JOBS.to_owned(), index::jobs_of_tenant(tenant), index::jobs_of(tenant, owner)];
+        for list in lists {
+            self.put(list, id.clone(), Duration::ZERO);
+        }
     }
 
     fn enter(&mut self, state: JobState, mut change: StateChanged) {

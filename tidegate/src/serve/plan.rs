@@ -4,6 +4,7 @@
 //! this module only decides the values that they must agree on, and collects every error.
 
 use std::{
+    collections::HashSet,
     ffi::OsString,
     fs,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
@@ -11,6 +12,7 @@ use std::{
 };
 
 use clap::Parser;
+use tidegate_auth::Authenticator;
 use tidegate_worker::{Status, config::Settings};
 use tokio::sync::watch;
 
@@ -38,10 +40,12 @@ impl Plan {
     /// [`Failure::Usage`] with every error there is.
     pub(super) fn check(args: &Serve) -> Result<Self, Failure> {
         let mut errors = Vec::new();
-        let grpc = address_of(&mut errors, "--grpc-listen", &args.grpc_listen, args.insecure);
-        let engine_admin =
-            address_of(&mut errors, "--engine-admin-listen", &args.engine_admin_listen, args.insecure);
-        let gateway = gateway(&mut errors, args);
+        let auth = args.config.as_deref().map_or(Ok(None), Authenticator::from_file);
+        let auth = auth.map_err(|found| errors.extend(found.0)).unwrap_or_default();
+        let open = args.insecure || auth.is_some();
+        let grpc = address_of(&mut errors, "--grpc-listen", &args.grpc_listen, open);
+        let engine_admin = address_of(&mut errors, "--engine-admin-listen", &args.engine_admin_listen, open);
+        let gateway = gateway(&mut errors, args, auth);
         directories(&mut errors, args);
         let engine = match (grpc, engine_admin) {
             (Some(_), Some(_)) => {
@@ -54,6 +58,9 @@ impl Plan {
         let addresses = [("--listen", public), ("--admin-listen", admin)];
         in_use(&mut errors, &addresses);
         in_use(&mut errors, &[("--grpc-listen", grpc), ("--engine-admin-listen", engine_admin)]);
+        // Parts that read the same file find the same errors.
+        let mut told = HashSet::new();
+        errors.retain(|error| told.insert(error.clone()));
         match (engine, gateway, worker) {
             (Some(engine), Some(gateway), worker) if errors.is_empty() => {
                 Ok(Self { engine, gateway, worker: worker.flatten() })
@@ -82,14 +89,21 @@ pub(super) fn url(addr: SocketAddr) -> String {
     format!("http://{}", reachable(addr))
 }
 
-fn gateway(errors: &mut Vec<String>, args: &Serve) -> Option<edge_gateway::Config> {
+fn gateway(
+    errors: &mut Vec<String>,
+    args: &Serve,
+    auth: Option<Authenticator>,
+) -> Option<edge_gateway::Config> {
     let mut flags = vec![flag("--listen", &args.listen), flag("--admin-listen", &args.admin_listen)];
     // The real address is known once the engine is bound.
     flags.push("--engine=http://127.0.0.1".into());
-    flags.extend(args.insecure.then(|| "--insecure".into()));
+    flags.extend((args.insecure || auth.is_some()).then(|| "--insecure".into()));
     let parsed = parse::<edge_gateway::config::Args>(errors, flags)?;
     match parsed.check() {
-        Ok(config) => Some(config),
+        Ok(config) => {
+            let secret_file = Some(args.data_dir.join("edge.secret"));
+            Some(edge_gateway::Config { auth, secret_file, ..config })
+        }
         Err(found) => {
             // Its first line is the heading that is ours here.
             errors.extend(found.to_string().lines().skip(1).map(|line| line.trim().to_owned()));
@@ -144,8 +158,8 @@ fn address_of(errors: &mut Vec<String>, flag: &str, value: &str, insecure: bool)
     match value.parse::<SocketAddr>() {
         Ok(addr) if addr.ip().is_loopback() || insecure => return Some(addr),
         Ok(addr) => errors.push(format!(
-            "{flag} {addr} can be reached by others, and there is no authentication: bind to 127.0.0.1, or add \
-             --insecure if everybody may see and steer every job"
+            "{flag} {addr} can be reached by others, and there is no authentication: configure it ([auth] in --config), \
+             bind to 127.0.0.1, or add --insecure if everybody may see and steer every job"
         )),
         Err(_) => errors.push(format!("{flag} {value:?} is not an address such as 127.0.0.1:8080")),
     }

@@ -135,7 +135,7 @@ impl Owner {
     pub(super) fn new(plan: Plan, status: watch::Sender<Status>) -> Self {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         Self {
-            pool: Pool::new(plan.engines.clone()),
+            pool: Pool::new(plan.engines.clone(), plan.bearer.clone()),
             plan,
             status,
             session: Session::default(),

@@ -22,12 +22,14 @@ CURSOR_OUTCOME_TRIMMED: CursorOutcome
 CURSOR_OUTCOME_RESET: CursorOutcome
 
 class Caller(_message.Message):
-    __slots__ = ("tenant", "subject")
+    __slots__ = ("tenant", "subject", "whole_tenant")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_TENANT_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     subject: str
-    def __init__(self, tenant: _Optional[str] = ..., subject: _Optional[str] = ...) -> None: ...
+    whole_tenant: bool
+    def __init__(self, tenant: _Optional[str] = ..., subject: _Optional[str] = ..., whole_tenant: _Optional[bool] = ...) -> None: ...
 
 class SubmitJobRequest(_message.Message):
     __slots__ = ("caller", "kind", "input_json", "options", "idempotency_key")

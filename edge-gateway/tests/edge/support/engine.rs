@@ -80,6 +80,7 @@ pub(crate) struct Counts {
     pub(crate) open: AtomicUsize,
     pub(crate) reads: AtomicUsize,
     pub(crate) submits: AtomicUsize,
+    pub(crate) looks: AtomicUsize,
 }
 
 struct Log {
@@ -325,7 +326,11 @@ impl Service {
     fn owned(&self, id: &str, caller: Option<&Caller>) -> Result<Job, Status> {
         let job = self.job(id, |log| log.job(id))?;
         match caller {
-            Some(caller) if caller.subject != job.owner => Err(refusal(Code::NotFound, "JOB_NOT_FOUND")),
+            Some(caller)
+                if caller.tenant != job.tenant || !(caller.whole_tenant || caller.subject == job.owner) =>
+            {
+                Err(refusal(Code::NotFound, "JOB_NOT_FOUND"))
+            }
             _ => Ok(job),
         }
     }
@@ -494,6 +499,7 @@ impl JobService for Service {
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<GetJobResponse>, Status> {
         let request = request.into_inner();
+        self.0.counts.looks.fetch_add(1, Ordering::SeqCst);
         let job = self.owned(&request.job_id, request.caller.as_ref())?;
         Ok(Response::new(GetJobResponse { job: Some(job) }))
     }
@@ -533,9 +539,9 @@ impl JobService for Service {
         request: Request<ListJobsRequest>,
     ) -> Result<Response<ListJobsResponse>, Status> {
         let request = request.into_inner();
-        let job = self.job(JOB, |log| log.job(JOB))?;
-        let wanted = request.states.is_empty() || request.states.contains(&job.state);
-        let jobs = Some(job).filter(|_| wanted).into_iter().collect();
+        let job = self.owned(JOB, request.caller.as_ref());
+        let wanted = |job: &Job| request.states.is_empty() || request.states.contains(&job.state);
+        let jobs = job.ok().filter(wanted).into_iter().collect();
         Ok(Response::new(ListJobsResponse { jobs, next_page_token: "more".into() }))
     }
 
@@ -554,7 +560,8 @@ impl JobService for Service {
         &self,
         request: Request<RetryJobRequest>,
     ) -> Result<Response<RetryJobResponse>, Status> {
-        self.owned(&request.into_inner().job_id, None)?;
+        let request = request.into_inner();
+        self.owned(&request.job_id, request.caller.as_ref())?;
         Err(refusal(Code::FailedPrecondition, "STATE_FORBIDS"))
     }
 
@@ -562,7 +569,8 @@ impl JobService for Service {
         &self,
         request: Request<DeleteJobRequest>,
     ) -> Result<Response<DeleteJobResponse>, Status> {
-        self.owned(&request.into_inner().job_id, None)?;
+        let request = request.into_inner();
+        self.owned(&request.job_id, request.caller.as_ref())?;
         Ok(Response::new(DeleteJobResponse {}))
     }
 

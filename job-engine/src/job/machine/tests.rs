@@ -173,8 +173,9 @@ impl World {
 
     fn check_indexes(&self) {
         let id = "job".to_owned();
+        let always = ["jobs", "jobs/default", "jobs/default/me"];
         let mut wanted: BTreeSet<(String, String)> =
-            [("jobs".to_owned(), id.clone()), ("jobs/default/me".to_owned(), id.clone())].into();
+            always.map(|index| (index.to_owned(), id.clone())).into();
         let options = self.record.job.options.clone().unwrap_or_default();
         // From its turn in the queue to the end of its attempt, and never else.
         if options.concurrency.is_some()

@@ -1,0 +1,196 @@
+//! How long a viewer may stay: until its credential ends, or is taken back.
+//!
+//! One book of all open streams, ordered by their ends, and one task that looks at it: no timer a viewer. A stream ends a
+//! little before its credential does, by a margin of its own, so that a thousand with one end do not come back as one
+//! wave; never after it, whatever becomes of the clock. When anything behind the credentials changes, every one is asked
+//! again. It decides nothing about jobs.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use tidegate_auth::{Authenticator, Principal, Refused};
+
+use super::crowd::{Leaver, Slot};
+use crate::{caller::Caller, problem::Problem, sse::Goodbye};
+
+/// How often the book is looked at, at least; what an end is early by is more.
+const LOOK: Duration = Duration::from_millis(250);
+/// The least and the most that a stream ends before its credential, in milliseconds.
+const EARLY: (u64, u64) = (500, 10_000);
+/// The longest that a viewer is told to wait before it asks again, in milliseconds.
+const LONGEST_RETRY: u64 = 60_000;
+
+/// When a stream is to end, in milliseconds since 1970, and its number.
+type Key = (u64, u64);
+
+/// All open streams with a credential; a cheap handle.
+#[derive(Clone, Debug)]
+pub(crate) struct Tenures(Option<Arc<Book>>);
+
+#[derive(Debug)]
+struct Book {
+    auth: Authenticator,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    by_end: BTreeMap<Key, Entry>,
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    principal: Principal,
+    leaver: Leaver,
+    ended: Arc<AtomicU8>,
+}
+
+/// A viewer's line in the book; struck out on drop, which must come before its slot is free.
+#[derive(Debug)]
+pub(super) struct Tenure {
+    book: Arc<Book>,
+    key: Key,
+    ended: Arc<AtomicU8>,
+    expires: Option<u64>,
+}
+
+const STAYS: u8 = 0;
+const EXPIRED: u8 = 1;
+const REVOKED: u8 = 2;
+
+impl Tenures {
+    /// A book for credentials of `auth`; without it nobody ever has to leave.
+    pub(crate) fn new(auth: Option<Authenticator>) -> Self {
+        Self(auth.map(|auth| Arc::new(Book { auth, entries: Mutex::default() })))
+    }
+
+    /// Enters a viewer; refuses it if its credential was taken back meanwhile.
+    pub(super) fn enter(&self, caller: &Caller, slot: &Slot) -> Result<Option<Tenure>, Problem> {
+        let Some(book) = &self.0 else { return Ok(None) };
+        let principal = caller.as_reader();
+        let expires = principal.expires;
+        let due = expires.map_or(u64::MAX, |expires| due(expires.saturating_mul(1000), millis()));
+        let ended = Arc::<AtomicU8>::default();
+        let entry = Entry { principal: principal.clone(), leaver: slot.leaver(), ended: Arc::clone(&ended) };
+        let mut entries = book.entries.lock();
+        entries.last += 1;
+        let key = (due, entries.last);
+        entries.by_end.insert(key, entry);
+        drop(entries);
+        let tenure = Tenure { book: Arc::clone(book), key, ended, expires };
+        // From here on a change is noticed by the task; one that came before is noticed here.
+        match book.auth.standing(&principal) {
+            Err(refused) if refused != Refused::Unavailable => Err(refused.into()),
+            _ => Ok(Some(tenure)),
+        }
+    }
+
+    /// Ends streams, for ever.
+    pub(crate) async fn run(self) {
+        let Some(book) = self.0 else { return std::future::pending().await };
+        let mut changes = book.auth.changes();
+        let changed = AtomicBool::new(false);
+        loop {
+            let wait = async {
+                // A sender that is gone changes nothing any more.
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                changed.store(true, Ordering::Relaxed);
+            };
+            let _ = tokio::time::timeout(LOOK, wait).await;
+            if changed.swap(false, Ordering::Relaxed) {
+                book.ask_all();
+            }
+            book.end_due(millis());
+        }
+    }
+}
+
+impl Book {
+    fn end_due(&self, now: u64) {
+        let mut entries = self.entries.lock();
+        while let Some(first) = entries.by_end.first_entry()
+            && first.key().0 <= now
+        {
+            first.remove().end(EXPIRED);
+        }
+    }
+
+    fn ask_all(&self) {
+        let mut entries = self.entries.lock();
+        entries.by_end.retain(|_, entry| match self.auth.standing(&entry.principal) {
+            Ok(()) | Err(Refused::Unavailable) => true,
+            Err(refused) => {
+                entry.end(if refused == Refused::Expired { EXPIRED } else { REVOKED });
+                false
+            }
+        });
+    }
+}
+
+impl Entry {
+    fn end(&self, why: u8) {
+        self.ended.store(why, Ordering::Release);
+        self.leaver.dismiss();
+    }
+}
+
+impl Tenure {
+    /// Why the viewer has to leave, if it has to.
+    pub(super) fn ended(&self) -> Option<Goodbye> {
+        match self.ended.load(Ordering::Acquire) {
+            STAYS => None,
+            EXPIRED => Some(Goodbye::Expired),
+            _ => Some(Goodbye::Revoked),
+        }
+    }
+
+    /// How much later than others it may ask again, in milliseconds: not before the credential has really ended.
+    pub(super) fn rest(&self) -> u32 {
+        let rest = self.expires.map_or(0, |expires| expires.saturating_mul(1000).saturating_sub(millis()));
+        u32::try_from(rest.min(LONGEST_RETRY)).unwrap_or_default()
+    }
+}
+
+impl Drop for Tenure {
+    fn drop(&mut self) {
+        self.book.entries.lock().by_end.remove(&self.key);
+    }
+}
+
+/// When a stream ends whose credential ends at `expires`: early by up to a tenth of what is left.
+fn due(expires: u64, now: u64) -> u64 {
+    let (least, most) = EARLY;
+    let most = (expires.saturating_sub(now) / 10).clamp(least, most);
+    expires.saturating_sub(rand::random_range(least..=most))
+}
+
+fn millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e47_a_stream_ends_before_its_token_by_a_margin_of_its_own() {
+        let ends: Vec<u64> = (0..1000).map(|_| due(3_600_000, 0)).collect();
+        assert!(ends.iter().all(|end| (3_590_000..=3_599_500).contains(end)));
+        let (first, last) = (ends.iter().min().unwrap(), ends.iter().max().unwrap());
+        assert!(last - first > 5_000, "they would come back as one wave");
+        assert!(EARLY.0 > u64::try_from(LOOK.as_millis()).unwrap(), "never late");
+        assert_eq!(due(1000, 1000), 500);
+        assert_eq!(due(0, 5), 0);
+    }
+}

@@ -1,0 +1,197 @@
+//! Tickets: what an `EventSource`, which cannot set headers, puts into its URL instead of a token.
+//!
+//! A ticket is a sealed text that says for which stream, for whom, and until when; no gateway stores it, and all that
+//! share the secret read it. It lets one in without more for a minute, the time of a first connect. After that it is
+//! good for reconnects only, which `EventSource` makes with the same URL: they present the cursor of that very log in
+//! `Last-Event-ID`. The cursor of a first connect is sealed in, and none may stand beside the ticket, so that the URL does
+//! not tell what proves a reconnect: what leaks into a log or a history opens nothing a minute later, and the stream's
+//! own reconnects work until the token behind the ticket ends.
+
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use tidegate_auth::{Principal, Refused};
+use tidegate_proto::cursor::Cursor;
+
+use crate::{
+    caller::{Caller, May, Reader, Via},
+    jobs::{self, Body, JobId},
+    json,
+    problem::Problem,
+    progress,
+    routes::App,
+};
+
+/// What tickets are sealed for.
+pub(crate) const PURPOSE: &str = "ticket";
+
+/// The cursor that `EventSource` sends by itself.
+const LAST_EVENT_ID: &str = "last-event-id";
+
+/// What a sealed text says. Names are short, because it stands in a URL.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Ticket {
+    /// The job whose stream it opens.
+    #[serde(rename = "j")]
+    job: String,
+    /// The token of the job's log, which reconnects must know.
+    #[serde(rename = "l")]
+    epoch: String,
+    /// For whom, until when.
+    #[serde(rename = "p")]
+    principal: Principal,
+    /// Until when it opens the stream without a cursor, in seconds since 1970.
+    #[serde(rename = "f")]
+    first_use_until: u64,
+    /// Where the stream begins then; empty for the beginning.
+    #[serde(rename = "b", default, skip_serializing_if = "String::is_empty")]
+    begin: String,
+}
+
+impl Ticket {
+    /// The caller of a request for `stream`; a first connect is given the cursor that it begins at.
+    pub(crate) fn admit(
+        self,
+        stream: Option<JobId>,
+        headers: &mut HeaderMap,
+        now: u64,
+    ) -> Result<Caller, Refused> {
+        let cursor = headers.get(LAST_EVENT_ID).map(|value| value.to_str().ok()?.parse::<Cursor>().ok());
+        if stream.is_none_or(|stream| stream.as_str() != self.job) {
+            return Err(Refused::Malformed);
+        }
+        let is_known =
+            cursor.as_ref().is_some_and(|cursor| cursor.as_ref().is_some_and(|c| c.epoch == self.epoch));
+        if now >= self.first_use_until && !is_known {
+            return Err(Refused::Expired);
+        }
+        if cursor.is_none() && !self.begin.is_empty() {
+            headers
+                .insert(LAST_EVENT_ID, HeaderValue::from_str(&self.begin).map_err(|_| Refused::Malformed)?);
+        }
+        Ok(Caller { principal: Arc::new(self.principal), via: Via::Ticket })
+    }
+}
+
+/// The ticket in a URL, if there is one; no cursor may stand beside it.
+pub(crate) fn of(uri: &Uri) -> Result<Option<String>, Problem> {
+    let query = uri.query().unwrap_or_default();
+    // A ticket has no character that a URL would escape.
+    let named = |name| query.split('&').find_map(|pair| pair.split_once('=').filter(|(n, _)| *n == name));
+    let Some((_, ticket)) = named("ticket") else { return Ok(None) };
+    if named("lastEventId").or(named("last_event_id")).is_some() {
+        return Err(Problem::CursorBesideTicket);
+    }
+    Ok(Some(ticket.to_owned()))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Order {
+    job_id: String,
+    /// Where a first connect begins, as `lastEventId` names it.
+    #[serde(default)]
+    cursor: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Issued<'a> {
+    ticket: &'a str,
+    /// Until when the first connect must come.
+    connect_before: String,
+    /// Until when reconnects are let in.
+    expires_at: String,
+}
+
+/// `POST /api/tickets`
+pub(crate) async fn issue(
+    State(app): State<App>,
+    May(caller): Reader,
+    body: Body,
+) -> Result<Response, Problem> {
+    let order: Order = jobs::parse(&body.0?)?;
+    let job_id: JobId = order.job_id.parse()?;
+    progress::named(&order.cursor)?;
+    if caller.via == Via::Ticket {
+        return Err(Refused::Malformed.into()); // it opens its stream, and nothing else
+    }
+    let job = jobs::get(&app, &caller, &job_id).await?;
+    let settings = app.access.auth.as_ref().map(tidegate_auth::Authenticator::tickets).unwrap_or_default();
+    let now = tidegate_auth::now();
+    let ends = (now + settings.lifetime.as_secs()).min(caller.principal.expires.unwrap_or(u64::MAX));
+    let ticket = Ticket {
+        job: job_id.to_string(),
+        epoch: job.epoch,
+        principal: Principal { expires: Some(ends), ..caller.as_reader() },
+        first_use_until: (now + settings.first_use.as_secs()).min(ends),
+        begin: order.cursor,
+    };
+    let sealed = app.access.sealer.seal(PURPOSE, &ticket).ok_or(Problem::Internal)?;
+    let issued = Issued {
+        ticket: &sealed,
+        connect_before: json::unix(ticket.first_use_until),
+        expires_at: json::unix(ends),
+    };
+    Ok((StatusCode::CREATED, jobs::json(&issued)).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: &str = "01900000-0000-7000-8000-000000000001";
+
+    fn ticket() -> Ticket {
+        let principal = Principal::clone(&Caller::anonymous().principal);
+        Ticket {
+            job: JOB.into(),
+            epoch: "q7x2ma".into(),
+            principal,
+            first_use_until: 100,
+            begin: "9-q7x2ma".into(),
+        }
+    }
+
+    #[test]
+    fn e45_a_ticket_opens_its_stream_first_without_then_only_with_the_cursor_of_its_log() {
+        let admit = |stream: Option<&str>, cursor: Option<&'static str>, now| {
+            let stream = stream.map(|id| id.parse().unwrap());
+            let cursor =
+                cursor.map(|cursor| (LAST_EVENT_ID.parse().unwrap(), HeaderValue::from_static(cursor)));
+            let mut headers: HeaderMap = cursor.into_iter().collect();
+            let admitted = ticket().admit(stream, &mut headers, now);
+            admitted.map(|_| headers[LAST_EVENT_ID].to_str().unwrap().to_owned())
+        };
+        assert_eq!(admit(Some(JOB), None, 99).unwrap(), "9-q7x2ma", "where it was to begin");
+        assert_eq!(admit(Some(JOB), Some("17-q7x2ma"), 99).unwrap(), "17-q7x2ma", "the browser knows better");
+        assert_eq!(admit(Some(JOB), None, 100), Err(Refused::Expired));
+        assert_eq!(admit(Some(JOB), Some("17-q7x2ma"), 5000).unwrap(), "17-q7x2ma");
+        for bad in ["17-other", "", "17", "earliest"] {
+            assert_eq!(admit(Some(JOB), Some(bad), 5000), Err(Refused::Expired), "{bad}");
+        }
+        assert_eq!(admit(None, None, 0), Err(Refused::Malformed));
+        let other = "01900000-0000-7000-8000-000000000002";
+        assert_eq!(admit(Some(other), Some("17-q7x2ma"), 0), Err(Refused::Malformed));
+    }
+
+    #[test]
+    fn the_ticket_is_found_wherever_it_stands_in_the_query() {
+        let of = |uri: &'static str| of(&Uri::from_static(uri));
+        assert_eq!(of("/api/progress/x?a=1-a&ticket=abc").unwrap().as_deref(), Some("abc"));
+        assert_eq!(of("/api/progress/x?ticket=").unwrap().as_deref(), Some(""), "an empty one is a bad one");
+        assert_eq!(of("/api/progress/x?aticket=b").unwrap(), None);
+        assert_eq!(of("/api/progress/x?lastEventId=1-a").unwrap(), None);
+        assert_eq!(of("/api/progress/x").unwrap(), None);
+        for cursor in
+            ["lastEventId=1-a&ticket=abc", "ticket=abc&last_event_id=1-a", "ticket=abc&lastEventId="]
+        {
+            let uri: Uri = format!("/api/progress/x?{cursor}").parse().unwrap();
+            assert!(matches!(super::of(&uri), Err(Problem::CursorBesideTicket)), "{cursor}");
+        }
+    }
+}
