@@ -11,7 +11,7 @@
  * any other page can do too. It holds no state that a reload would miss.
  */
 
-import { board } from './board.js';
+import { board, forgetOpen } from './board.js';
 import { $, announce, setText } from './dom.js';
 import { launcher } from './form.js';
 import { shortId } from './format.js';
@@ -37,6 +37,7 @@ launcher.onStarted = (job) => {
 };
 link.onBack = () => board.hurry();
 link.onStranger = () => visitor.ask();
+visitor.onLeave = () => forgetOpen();
 
 $('kind').addEventListener('change', () => launcher.choose());
 $('input-mode').addEventListener('click', () => launcher.toggle());

@@ -125,4 +125,9 @@ function recallOpen() {
   }
 }
 
+/** Forgets which jobs were open: their ids are nobody else's business. */
+export function forgetOpen() {
+  rememberOpen([]);
+}
+
 export const board = new Board();

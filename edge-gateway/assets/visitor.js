@@ -9,6 +9,9 @@ import { ProblemError, signIn, signOut, whoAmI } from './client.js';
 import { $, setText } from './dom.js';
 
 class Visitor {
+  /** Called when somebody has signed out. */
+  onLeave = () => {};
+
   constructor() {
     $('sign-in-form').addEventListener('submit', (event) => {
       event.preventDefault();
@@ -56,6 +59,7 @@ class Visitor {
 
   async #signOut() {
     await signOut();
+    this.onLeave();
     location.reload();
   }
 }
