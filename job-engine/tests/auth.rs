@@ -13,8 +13,8 @@ use tidegate_proto::{
     bearer::Bearer,
     v1::{
         Assignment, Caller, CancelJobRequest, DeleteJobRequest, GetJobRequest, Hello, Job, ListJobsRequest,
-        ListKindsRequest, Log, ReadEventsRequest, Report, RetryJobRequest, SubmitJobRequest, WatchJobRequest,
-        WorkRequest, WorkResponse, WorkerKind, event::Kind as EventKind,
+        ListKindsRequest, Log, Ping, ReadEventsRequest, Report, RetryJobRequest, SubmitJobRequest,
+        WatchJobRequest, WorkRequest, WorkResponse, WorkerKind, event::Kind as EventKind,
         job_service_client::JobServiceClient, report::Body, watch_job_response, work_request,
         work_response::Message, worker_service_client::WorkerServiceClient,
     },
@@ -274,6 +274,7 @@ async fn e25_lists_and_their_pages_name_nobody_else_s_jobs() {
 struct Worker {
     requests: mpsc::Sender<WorkRequest>,
     responses: Streaming<WorkResponse>,
+    pings: AbortOnDropHandle<()>,
 }
 
 impl Worker {
@@ -285,12 +286,13 @@ impl Worker {
         let hello = Hello { name: "by-hand".into(), kinds, capacity: 1, ..Hello::default() };
         requests.send(WorkRequest { message: Some(work_request::Message::Hello(hello)) }).await.unwrap();
         let responses = client.work(ReceiverStream::new(stream)).await?.into_inner();
-        Ok(Self { requests, responses })
+        let pings = AbortOnDropHandle::new(tokio::spawn(ping(requests.clone())));
+        Ok(Self { requests, responses, pings })
     }
 
     /// Hangs up, and waits until the engine has seen it.
     async fn leave(mut self) {
-        drop(self.requests);
+        drop((self.requests, self.pings));
         while let Ok(Some(_)) = self.responses.message().await {}
     }
 
@@ -307,6 +309,13 @@ impl Worker {
         let (job_id, lease_token) = (job.job_id.clone(), job.lease_token.clone());
         let report = Report { job_id, lease_token, number, body: Some(body) };
         self.requests.send(WorkRequest { message: Some(work_request::Message::Report(report)) }).await.is_ok()
+    }
+}
+
+async fn ping(requests: mpsc::Sender<WorkRequest>) {
+    let ping = WorkRequest { message: Some(work_request::Message::Ping(Ping {})) };
+    while requests.send(ping.clone()).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
