@@ -216,6 +216,6 @@ mod tests {
         let commit = draft.commit();
         assert_eq!(commit.expect, Expect::Absent { epoch: "new".into(), fixed: "{}".into() });
         assert_eq!((draft.record.job.last_seq, draft.record.job.first_seq, commit.events.len()), (1, 1, 1));
-        assert_eq!(commit.index.len(), 3, "{:?}", commit.index);
+        assert_eq!(commit.index.len(), 4, "{:?}", commit.index);
     }
 }
