@@ -21,8 +21,38 @@ if [ ! -e /secrets/redis/redis.conf ]; then
   # Last, because it says that both are there.
   put 999:1000 /secrets/redis/redis.conf "requirepass $password"
 fi
+# key NAME SCOPES FILE OWNER: an API key in FILE, and the section that knows its hash in sections.
+key() {
+  key="tg_$(random)"
+  put "$4" "$3" "$key"
+  hash=$(printf %s "$key" | sha256sum | cut -d' ' -f1)
+  sections="$sections
+[[auth.api_key]]
+name = \"$1\"
+subject = \"$1\"
+scopes = [$2]
+sha256 = \"$hash\"
+"
+}
+
+if [ ! -e /secrets/auth/tidegate.toml ]; then
+  sections=
+  key gateways '"engine:delegate"' /secrets/gateway/engine-key 65532:65532
+  key workers '"engine:work"' /secrets/worker/engine-key 65532:65532
+  key operator '"jobs:submit", "jobs:read", "jobs:control", "jobs:admin"' /secrets/operator/api-key 0:0
+  put 65532:65532 /secrets/gateway/edge.secret "$(random)"
+  # It holds hashes, no keys. Last, because it says that all are there.
+  put 65532:65532 /secrets/auth/tidegate.toml "# Who may connect. Add your issuers and keys: docs/auth.md says how; a change is taken within seconds.
+[auth]
+secret_file = \"/run/secrets/edge.secret\"
+
+[auth.session]
+# The load balancer speaks plain HTTP, on loopback. With TLS in front, remove this.
+secure = false
+$sections"
+fi
 if [ ! -e /secrets/grafana/admin-password ]; then
   put 472:0 /secrets/grafana/admin-password "$(random)"
 fi
 # The directories are root's; their readers must be able to look into them.
-chmod 0755 /secrets/redis /secrets/engine /secrets/grafana
+chmod 0755 /secrets/*

@@ -52,8 +52,18 @@ def compose(*arguments: str, check: bool = True) -> str:
     return done.stdout
 
 
+#: The operator's API key, once there is one.
+KEY: list[str] = []
+
+
+def request(url: str, body: bytes | None = None, **headers: str) -> urllib.request.Request:
+    if KEY and url.startswith(API):
+        headers["authorization"] = f"Bearer {KEY[0]}"
+    return urllib.request.Request(url, body, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
 def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(request(url), timeout=10) as answer:
         return answer.read().decode()
 
 
@@ -70,8 +80,7 @@ def until(what: str, look, seconds: float = DEADLINE):
 
 def submit(steps: int, seconds: float) -> str:
     body = json.dumps({"kind": "demo", "input": {"steps": steps, "seconds": seconds}}).encode()
-    request = urllib.request.Request(f"{API}/api/jobs", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request(f"{API}/api/jobs", body, content_type="application/json"), timeout=10) as answer:
         return json.load(answer)["jobId"]
 
 
@@ -97,9 +106,8 @@ class Viewer(threading.Thread):
     def connect(self) -> bool:
         headers = {"accept": "text/event-stream"}
         if self.seen:
-            headers["last-event-id"] = self.seen[-1][0]
-        request = urllib.request.Request(f"{API}/api/progress/{self.job}", headers=headers)
-        with urllib.request.urlopen(request, timeout=30) as stream:
+            headers["last_event_id"] = self.seen[-1][0]
+        with urllib.request.urlopen(request(f"{API}/api/progress/{self.job}", **headers), timeout=30) as stream:
             event, number = "", ""
             for line in map(bytes.decode, stream):
                 name, _, value = line.rstrip("\r\n").partition(": ")
@@ -130,6 +138,18 @@ class Containers(unittest.TestCase):
         except AssertionError:
             print(compose("ps", "--all", check=False), compose("logs", "--tail", "20", check=False))
             raise
+        read = ["run", "--rm", "--no-deps", "--no-TTY", "--entrypoint", "cat", "init", "/secrets/operator/api-key"]
+        KEY[:] = [compose(*read).strip()]
+
+    def test_nobody_is_let_in_without_a_key(self) -> None:
+        key = KEY.pop()
+        try:
+            with self.assertRaises(urllib.error.HTTPError) as refused:
+                get(f"{API}/api/jobs")
+            self.assertEqual(refused.exception.code, 401)
+        finally:
+            KEY.append(key)
+        self.assertIn("jobs", json.loads(get(f"{API}/api/jobs")))
 
     def test_a_gateway_and_an_engine_are_killed_and_nothing_is_lost(self) -> None:
         until("the kinds are on offer", lambda: '"demo"' in get(f"{API}/api/kinds"))
