@@ -112,6 +112,9 @@ pub(crate) struct Revoked {
 #[serde(deny_unknown_fields)]
 struct File {
     auth: Option<Section>,
+    /// The gateway's part.
+    #[serde(rename = "limits")]
+    _limits: Option<IgnoredAny>,
     /// The workers' part.
     #[serde(rename = "exec")]
     _exec: Option<IgnoredAny>,

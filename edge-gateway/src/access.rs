@@ -6,19 +6,14 @@
 
 use std::sync::Arc;
 
-use axum::{
-    extract::{Request, State},
-    middleware::Next,
-    response::Response,
-};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request::Parts};
 use tidegate_auth::{Authenticator, Refused, Sealer};
 
 use crate::{
     caller::{Caller, Via},
+    cors::Origin,
     jobs::JobId,
     problem::Problem,
-    progress,
     session::{self, Session},
     tickets::{self, Ticket},
 };
@@ -37,22 +32,8 @@ pub(crate) struct Access {
     pub(crate) secure: bool,
     /// Whether this is for the people at this machine only, because it asks nobody who they are.
     pub(crate) local: bool,
-}
-
-/// Lets a request pass with its caller, or answers it.
-pub(crate) async fn authenticate(
-    State(access): State<Arc<Access>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let (mut parts, body) = request.into_parts();
-    if needs_caller(&parts.method, parts.uri.path()) {
-        match access.admit(&mut parts).await {
-            Ok(caller) => drop(parts.extensions.insert(caller)),
-            Err(problem) => return progress::refusal(problem, &parts),
-        }
-    }
-    next.run(Request::from_parts(parts, body)).await
+    /// Origins whose pages may use what a session may.
+    pub(crate) origins: Vec<Origin>,
 }
 
 /// Files of the console and documents are for everybody; so are questions of browsers about methods, which never carry
@@ -64,6 +45,15 @@ fn needs_caller(method: &Method, path: &str) -> bool {
 }
 
 impl Access {
+    /// Puts the caller into a request that needs one, or says why it goes no further.
+    pub(crate) async fn identify(&self, parts: &mut Parts) -> Result<(), Problem> {
+        if needs_caller(&parts.method, parts.uri.path()) {
+            let caller = self.admit(parts).await?;
+            parts.extensions.insert(caller);
+        }
+        Ok(())
+    }
+
     async fn admit(&self, parts: &mut Parts) -> Result<Caller, Problem> {
         let Some(auth) = &self.auth else {
             // Any site can give its own name the address 127.0.0.1, and its pages then are of this very origin.
@@ -81,7 +71,7 @@ impl Access {
         let token = token(&mut parts.headers)?;
         let cookie = session::cookie(&mut parts.headers, self.cookie_name())?;
         // SameSite keeps other sites out, but not other origins of the same site.
-        let foreign = is_foreign(&parts.headers);
+        let foreign = is_foreign(&parts.uri, &parts.headers, &self.origins);
         let by_cookie = |text: String| {
             if foreign {
                 return Err(Problem::CrossOrigin);
@@ -167,12 +157,19 @@ fn token(headers: &mut HeaderMap) -> Result<Option<String>, Problem> {
 
 /// Whether a page of another origin makes the browser send this.
 ///
-/// Browsers say so themselves; programs that are no browsers send neither header.
-pub(crate) fn is_foreign(headers: &HeaderMap) -> bool {
+/// Browsers say so themselves; programs that are no browsers send neither header. Pages of the `allowed` origins may.
+pub(crate) fn is_foreign(uri: &Uri, headers: &HeaderMap, allowed: &[Origin]) -> bool {
+    if headers.get(header::ORIGIN).is_some_and(|named| allowed.iter().any(|origin| origin.is(named))) {
+        return false;
+    }
     let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     match (text(HeaderName::from_static("sec-fetch-site")), text(header::ORIGIN)) {
         (Some(site), _) => !matches!(site, "same-origin" | "none"),
-        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) != text(header::HOST),
+        (None, Some(origin)) => {
+            // HTTP/2 has the host in the URI.
+            let host = uri.authority().map(http::uri::Authority::as_str).or(text(header::HOST));
+            origin.split_once("://").map(|(_, host)| host) != host
+        }
         (None, None) => false,
     }
 }

@@ -54,6 +54,21 @@ impl Caller {
         self.principal.scopes.allow(Scope::Admin)
     }
 
+    /// Who pays for a request: limits count by tenant, and by subject within it.
+    pub(crate) fn tenant(&self) -> &str {
+        &self.principal.tenant
+    }
+
+    /// The subject within the tenant.
+    pub(crate) fn subject(&self) -> &str {
+        &self.principal.subject
+    }
+
+    /// Whether nobody in particular: then the subject is everybody.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.via == Via::Nothing
+    }
+
     /// As the engine is told.
     pub(crate) fn proto(&self) -> Option<v1::Caller> {
         Some(v1::Caller {

@@ -3,13 +3,16 @@
 //! All errors are found before anything starts, and told together. Bound to anything but loopback, the gateway
 //! refuses to start without authentication or `--insecure`.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+mod edge;
+
+use std::{collections::HashSet, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::Parser;
 use tidegate_auth::Authenticator;
 use tidegate_proto::{bearer::Bearer, pool::Targets};
 
-use crate::hub::Timing;
+pub use self::edge::{Edge, EdgeArgs};
+use crate::{file, hub::Timing, limits::LimitSettings};
 
 /// Flags of the `edge-gateway` binary. Values are texts here, so that [`Args::check`] can list every error at once.
 #[derive(Clone, Debug, Parser)]
@@ -43,15 +46,22 @@ pub struct Args {
     /// Event streams served at once; more are told to come back
     #[arg(long, env = "TIDEGATE_MAX_STREAMS", default_value = "16000", value_name = "N")]
     pub max_streams: String,
+    /// After how long a stream is asked to reconnect, in seconds, so that streams move to gateways that were added; each
+    /// lasts three quarters of it at least; 0 lets them last
+    #[arg(long, env = "TIDEGATE_MAX_STREAM_SECONDS", default_value = "14400", value_name = "N")]
+    pub max_stream_seconds: String,
     /// How long a shutdown may take, in seconds
     #[arg(long, env = "TIDEGATE_DRAIN_SECONDS", default_value = "10", value_name = "N")]
     pub drain_seconds: String,
-    /// A TOML file with the lists: who may connect ([auth])
+    /// A TOML file with the lists: who may connect ([auth]), how much they may have ([limits])
     #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Serve without authentication on an address that others can reach
     #[arg(long, env = "TIDEGATE_INSECURE")]
     pub insecure: bool,
+    /// How the outside reaches the gateway.
+    #[command(flatten)]
+    pub edge: EdgeArgs,
 }
 
 /// A checked configuration.
@@ -71,12 +81,18 @@ pub struct Config {
     pub max_streams: usize,
     /// How long a shutdown may take.
     pub drain: Duration,
+    /// The longest that a stream lasts; `None` for as long as it likes.
+    pub longest_stream: Option<Duration>,
     /// Serve without authentication on an address that is not loopback.
     pub insecure: bool,
     /// Who comes in; without it everybody does.
     pub auth: Option<Authenticator>,
     /// The secret of tickets and sessions where the configuration file names none; made if it is not there.
     pub secret_file: Option<PathBuf>,
+    /// How much clients may have.
+    pub limits: LimitSettings,
+    /// How the outside reaches the gateway.
+    pub edge: Edge,
     /// Times of the hubs; tests shorten them.
     pub timing: Timing,
 }
@@ -104,9 +120,12 @@ impl Config {
             max_connections: 18_000,
             max_streams: 16_000,
             drain: Duration::from_secs(10),
+            longest_stream: None,
             insecure: false,
             auth: None,
             secret_file: None,
+            limits: LimitSettings::default(),
+            edge: Edge::default(),
             timing: Timing::default(),
         }
     }
@@ -144,6 +163,8 @@ impl Args {
         let max_connections = parse(&mut errors, "--max-connections", &self.max_connections, "a number");
         let max_streams = parse(&mut errors, "--max-streams", &self.max_streams, "a number");
         let drain: Option<u16> = parse(&mut errors, "--drain-seconds", &self.drain_seconds, "whole seconds");
+        let longest: Option<u32> =
+            parse(&mut errors, "--max-stream-seconds", &self.max_stream_seconds, "whole seconds");
         let engines = Targets::parse(&self.engines);
         if let Err(found) = &engines {
             errors.extend(found.iter().map(|error| format!("--engine {error}")));
@@ -164,6 +185,21 @@ impl Args {
             errors.push(format!("--engine-token-file: {error}"));
             Bearer::default()
         });
+        let edge = self.edge.check(&mut errors);
+        let limits = match self.config.as_deref().map(file::limits).transpose() {
+            Ok(limits) => limits.flatten(),
+            Err(found) => {
+                errors.extend(found);
+                None
+            }
+        };
+        // Strangers come from other addresses, or through a proxy; a Redis is named for the sake of limits.
+        let public = listen.is_some_and(|addr: SocketAddr| !addr.ip().is_loopback())
+            || !edge.proxies.trusted.is_empty()
+            || self.edge.limits_redis.is_some();
+        let mut limits =
+            limits.unwrap_or_else(|| if public { LimitSettings::public() } else { LimitSettings::default() });
+        limits.redis = edge.limits_redis.clone().or(limits.redis);
         // Any engine will do to check the addresses.
         let some_engine = engines.clone().or_else(|| "http://127.0.0.1".parse().ok());
         if let (Some(listen), Some(engine)) = (listen, some_engine) {
@@ -173,7 +209,10 @@ impl Args {
                 errors.extend(more);
             }
         }
-        match (listen, admin, engines, max_connections, max_streams, drain) {
+        // Who comes in and how much they may have stand in one file: what keeps it from being read is told once.
+        let mut told = HashSet::new();
+        errors.retain(|error| told.insert(error.clone()));
+        match (listen, admin, engines, max_connections, max_streams, drain, longest) {
             (
                 Some(listen),
                 Some(admin),
@@ -181,15 +220,19 @@ impl Args {
                 Some(max_connections),
                 Some(max_streams),
                 Some(drain),
+                Some(longest),
             ) if errors.is_empty() => Ok(Config {
                 listen,
                 admin_listen: Some(admin),
                 max_connections,
                 max_streams,
                 drain: Duration::from_secs(drain.into()),
+                longest_stream: (longest > 0).then(|| Duration::from_secs(longest.into())),
                 insecure: self.insecure,
                 auth,
                 bearer,
+                limits,
+                edge,
                 ..Config::local(engines)
             }),
             _ => Err(ConfigErrors(errors)),
@@ -226,6 +269,21 @@ mod tests {
         assert!(error.contains("--insecure"), "{error}");
         assert!(check(&["--listen", "0.0.0.0:8080", "--insecure"]).is_ok());
         assert!(check(&["--admin-listen", "[::]:1"]).is_err());
+    }
+
+    #[test]
+    fn limits_hold_where_strangers_can_connect_and_wherever_they_are_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tidegate.toml");
+        std::fs::write(&file, "[limits.ip]\nstreams = 3\n[[exec]]\nkind = 'a'\n").unwrap();
+        let named = format!("--config={}", file.display());
+        assert_eq!(check(&[]).unwrap().limits, LimitSettings::default());
+        assert_eq!(check(&["--listen=0.0.0.0:1", "--insecure"]).unwrap().limits, LimitSettings::public());
+        assert_eq!(check(&["--trusted-proxy=127.0.0.1"]).unwrap().limits, LimitSettings::public());
+        assert_eq!(check(&[&named]).unwrap().limits.ip.streams, Some(3));
+        std::fs::write(&file, "[limits]\nstream = 3\n[typo]\n").unwrap();
+        let ConfigErrors(errors) = check(&[&named, "--trusted-proxy=10.0.0.0/33"]).unwrap_err();
+        assert_eq!(errors.len(), 2, "{errors:?}");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! - [`config`]: flags, and what must hold between them.
 //! - `serve`: the accept loop · `routes`: the whole surface · `admin`: the operator's port · `console`: static files.
 //! - `jobs`: REST, one call each · `progress`: the SSE handler · `hub`: one upstream a job, any number of viewers.
+//! - `tls`: certificates · `cors`: pages of other origins.
+//! - `limits`: who may have how much · `client`: whose address counts.
 //! - `json`, `sse`, `problem`: contract messages as JSON, as SSE frames, as RFC 9457 problems. Pure.
 //! - `access`: who comes in · `caller`: what it may do · `tickets`, `session`: credentials for browsers.
 //! - `engine`: the way to the engine, known by gRPC only.
@@ -12,13 +14,17 @@
 mod access;
 mod admin;
 mod caller;
+mod client;
 pub mod config;
 mod console;
+mod cors;
 mod drain;
 mod engine;
+mod file;
 mod hub;
 mod jobs;
 mod json;
+mod limits;
 mod metrics;
 mod problem;
 mod progress;
@@ -27,6 +33,7 @@ mod serve;
 mod session;
 mod sse;
 mod tickets;
+mod tls;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -35,6 +42,7 @@ use tokio::{
     net::TcpListener,
     time::{interval, timeout_at},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     access::Access,
@@ -43,11 +51,20 @@ use crate::{
     drain::Drain,
     engine::Engine,
     hub::{Registry, Tenures},
+    limits::Limiter,
     metrics::Metrics,
     routes::App,
-    serve::Limits,
+    serve::{Door, Limits},
+    tls::{Seen, Tls},
 };
-pub use crate::{config::Config, hub::Timing};
+pub use crate::{
+    client::{ForwardedBy, Proxies},
+    config::{Config, Edge},
+    cors::Origin,
+    hub::Timing,
+    limits::{LimitSettings, RedisUrl},
+    tls::{TlsError, TlsFiles},
+};
 
 /// Connections on the operator's port at once.
 const ADMIN_CONNECTIONS: usize = 64;
@@ -58,6 +75,9 @@ pub enum StartError {
     /// The configuration would be unsafe.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// An address could not be bound.
     #[error("cannot listen on {addr}: {error}")]
     Listen {
@@ -92,6 +112,8 @@ pub struct Bound {
     admin: Option<TcpListener>,
     access: Arc<Access>,
     tenures: Tenures,
+    /// And what its files were when it was made.
+    tls: Option<(Tls, Seen)>,
 }
 
 impl Gateway {
@@ -101,6 +123,7 @@ impl Gateway {
     /// See [`StartError`].
     pub fn bind(config: Config) -> Result<Bound, StartError> {
         config.check()?;
+        let tls = config.edge.tls.clone().map(Tls::open).transpose()?;
         let listen = |addr| serve::listen(addr).map_err(|error| StartError::Listen { addr, error });
         let public = listen(config.listen)?;
         let admin = config.admin_listen.map(listen).transpose()?;
@@ -112,11 +135,12 @@ impl Gateway {
         let access = Access {
             auth: config.auth.clone(),
             sealer: sealer?,
-            secure: !loopback,
+            secure: tls.is_some() || !loopback,
             local: loopback && !config.insecure,
+            origins: config.edge.origins.clone(),
         };
-        let tenures = Tenures::new(config.auth.clone());
-        Ok(Bound { config, public, admin, access: Arc::new(access), tenures })
+        let tenures = Tenures::new(config.auth.clone(), config.longest_stream);
+        Ok(Bound { config, public, admin, access: Arc::new(access), tenures, tls })
     }
 }
 
@@ -140,30 +164,47 @@ impl Bound {
         let registry = Registry::new(
             engine.clone(),
             self.config.timing,
-            self.config.max_streams,
             Arc::clone(&metrics),
             drain.clone(),
             self.tenures.clone(),
         );
+        let limiter = Limiter::new(self.config.limits, self.config.max_streams, Arc::clone(&metrics));
+        let edge = Arc::new(self.config.edge);
+        let tls = self.tls.as_ref().map(|(tls, _)| tls.clone());
+        let door = Door { counted: Some((limiter.clone(), Arc::clone(&edge))), tls };
         let auth = self.access.auth.clone();
-        let app = App { engine: engine.clone(), registry: registry.clone(), access: self.access };
-        let app = routes::router(app);
+        let app = routes::router(App {
+            engine: engine.clone(),
+            registry: registry.clone(),
+            access: self.access,
+            limiter: limiter.clone(),
+            edge,
+        });
         let limits = Limits { connections: self.config.max_connections, head: self.config.timing.head };
-        let public = serve::accept(self.public, app, limits, drain.clone());
+        let public = serve::accept(self.public, app, limits, door, drain.clone());
         let public = tokio::spawn(public);
 
         // The operator's port outlives the public one: it says that the gateway is draining.
         let closed = Drain::default();
         let admin = admin::router(Admin { engine, metrics: Arc::clone(&metrics), drain: drain.clone() });
         let admin_limits = Limits { connections: ADMIN_CONNECTIONS, ..limits };
-        let admin = self
-            .admin
-            .map(|listener| tokio::spawn(serve::accept(listener, admin, admin_limits, closed.clone())));
-        tracing::info!(%addr, ?admin_addr, "the gateway serves");
+        let admin = self.admin.map(|listener| {
+            tokio::spawn(serve::accept(listener, admin, admin_limits, Door::default(), closed.clone()))
+        });
+        // Also while it drains: streams that stay open keep their slots.
+        let _shared = AbortOnDropHandle::new(tokio::spawn({
+            let limiter = limiter.clone();
+            async move { limiter.keep().await }
+        }));
+        let encrypted = self.tls.is_some();
+        let _certificates = self
+            .tls
+            .map(|(tls, seen)| AbortOnDropHandle::new(tokio::spawn(async move { tls.follow(seen).await })));
+        tracing::info!(%addr, ?admin_addr, encrypted, "the gateway serves");
 
         tokio::select! {
             () = shutdown => {}
-            () = upkeep(&metrics) => {}
+            () = upkeep(&metrics, &limiter) => {}
             () = self.tenures.run() => {}
             () = follow(auth) => {}
         }
@@ -196,11 +237,12 @@ async fn follow(auth: Option<Authenticator>) {
     }
 }
 
-/// Keeps the recorder tidy, for ever.
-async fn upkeep(metrics: &Metrics) {
+/// Keeps the recorder and the limits tidy, for ever.
+async fn upkeep(metrics: &Metrics, limiter: &Limiter) {
     let mut every = interval(Duration::from_secs(5));
     loop {
         every.tick().await;
         metrics.upkeep();
+        limiter.tidy();
     }
 }

@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 /// What became of a viewer's position when it attached.
 const OUTCOMES: [&str; 5] = ["fresh", "exact", "trimmed", "reset", "finished"];
 /// Why a stream ended; all but the first two are the reasons of goodbyes.
-const REASONS: [&str; 8] = [
+const REASONS: [&str; 9] = [
     "finished",
     "client-left",
     "draining",
@@ -20,6 +20,25 @@ const REASONS: [&str; 8] = [
     "deleted",
     "expired",
     "revoked",
+    "moved",
+];
+
+/// The limits that refuse requests, streams and connections.
+const POLICIES: [&str; 14] = [
+    "submit-ip",
+    "submit-subject",
+    "submit-tenant",
+    "connect-ip",
+    "connect-subject",
+    "connect-tenant",
+    "read-ip",
+    "read-subject",
+    "read-tenant",
+    "streams-ip",
+    "streams-subject",
+    "streams-tenant",
+    "streams-process",
+    "connections-ip",
 ];
 
 /// The handles.
@@ -41,6 +60,11 @@ pub(crate) struct Metrics {
     engines_serving: Gauge,
     opened: [Counter; OUTCOMES.len()],
     closed: [Counter; REASONS.len()],
+    refused: [Counter; POLICIES.len()],
+    /// Clients whose quota is not whole.
+    pub(crate) limit_keys: Gauge,
+    /// Questions about limits that Redis did not answer.
+    pub(crate) limit_outages: Counter,
 }
 
 impl Metrics {
@@ -67,6 +91,12 @@ impl Metrics {
             describe_counter!("tidegate_gateway_streams_closed_total", "Streams by why they ended.");
             describe_gauge!("tidegate_gateway_engines_known", "Addresses of engines.");
             describe_gauge!("tidegate_gateway_engines_serving", "Engines that say that they serve.");
+            describe_counter!("tidegate_gateway_refused_total", "Refusals by the policy that was exceeded.");
+            describe_gauge!("tidegate_gateway_limit_keys", "Clients whose quota is not whole.");
+            describe_counter!(
+                "tidegate_gateway_limit_redis_failures_total",
+                "Questions about limits that Redis did not answer."
+            );
             Self {
                 handle,
                 active: gauge!("tidegate_gateway_streams"),
@@ -78,6 +108,9 @@ impl Metrics {
                 engines_known: gauge!("tidegate_gateway_engines_known"),
                 engines_serving: gauge!("tidegate_gateway_engines_serving"),
                 opened: OUTCOMES.map(|o| counter!("tidegate_gateway_streams_opened_total", "outcome" => o)),
+                limit_keys: gauge!("tidegate_gateway_limit_keys"),
+                limit_outages: counter!("tidegate_gateway_limit_redis_failures_total"),
+                refused: POLICIES.map(|p| counter!("tidegate_gateway_refused_total", "policy" => p)),
                 closed: REASONS.map(|r| counter!("tidegate_gateway_streams_closed_total", "reason" => r)),
             }
         })
@@ -98,6 +131,11 @@ impl Metrics {
     /// Counts a stream by why it ended.
     pub(crate) fn closed(&self, reason: &'static str) {
         count(&REASONS, &self.closed, reason);
+    }
+
+    /// Counts a refusal by the policy that was exceeded.
+    pub(crate) fn refused(&self, policy: &'static str) {
+        count(&POLICIES, &self.refused, policy);
     }
 
     /// The text that Prometheus scrapes.

@@ -11,7 +11,7 @@ use tidegate_proto::cursor::CursorError;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::{access, sse::Goodbye};
+use crate::{access, hub::jittered_retry, limits::Refusal, sse::Goodbye};
 
 /// A field of a request that breaks a rule.
 #[derive(Clone, Debug, Serialize)]
@@ -70,6 +70,8 @@ pub(crate) enum Problem {
     NotAcceptable,
     #[error("there is nothing at this address")]
     NotFound,
+    #[error("a quota is used up: {}; try again in {} s", .0.violated().join(", "), .0.retry_after)]
+    QuotaExceeded(Box<Refusal>),
     #[error("as many streams are open as the gateway serves; try again later")]
     TooManyStreams,
     #[error("{0}")]
@@ -120,8 +122,12 @@ impl Problem {
             Self::MethodNotAllowed => ("method-not-allowed", S::METHOD_NOT_ALLOWED, "Method not allowed"),
             Self::NotAcceptable => ("not-acceptable", S::NOT_ACCEPTABLE, "Not acceptable"),
             Self::NotFound => ("not-found", S::NOT_FOUND, "Not found"),
-            Self::TooManyStreams => ("too-many-streams", S::SERVICE_UNAVAILABLE, "Too many streams"),
-            Self::ResourceExhausted(_) => ("resource-exhausted", S::TOO_MANY_REQUESTS, "A limit is reached"),
+            Self::QuotaExceeded(_) | Self::ResourceExhausted(_) => {
+                ("quota-exceeded", S::TOO_MANY_REQUESTS, "Quota exceeded")
+            }
+            Self::TooManyStreams => {
+                ("temporary-reduced-capacity", S::SERVICE_UNAVAILABLE, "Temporarily reduced capacity")
+            }
             Self::EngineUnavailable => ("engine-unavailable", S::SERVICE_UNAVAILABLE, "Engine unavailable"),
             Self::Draining => ("draining", S::SERVICE_UNAVAILABLE, "Shutting down"),
             Self::Internal => ("internal", S::INTERNAL_SERVER_ERROR, "Internal error"),
@@ -131,12 +137,44 @@ impl Problem {
     /// The goodbye that says the same in-band, if the refusal passes.
     pub(crate) fn goodbye(&self) -> Option<Goodbye> {
         match self {
-            Self::TooManyStreams | Self::ResourceExhausted(_) => Some(Goodbye::TooManyStreams),
+            Self::TooManyStreams => Some(Goodbye::TooManyStreams),
+            Self::QuotaExceeded(_) | Self::ResourceExhausted(_) => Some(Goodbye::Limit),
             Self::EngineUnavailable => Some(Goodbye::EngineUnavailable),
             Self::Draining => Some(Goodbye::Draining),
             Self::AuthUnavailable => Some(Goodbye::AuthUnavailable),
             _ => None,
         }
+    }
+}
+
+impl Problem {
+    /// When trying again makes sense, in milliseconds, if it ever does.
+    pub(crate) fn retry_ms(&self) -> Option<u32> {
+        self.goodbye()?;
+        match self {
+            Self::QuotaExceeded(refusal) => {
+                let wait = refusal.retry_after.saturating_mul(1000);
+                Some(wait.saturating_add(rand::random_range(0..1000)))
+            }
+            _ => Some(jittered_retry()),
+        }
+    }
+
+    /// The type: a registered one where there is one, ours otherwise.
+    fn uri(&self, slug: &str) -> String {
+        match self {
+            // draft-ietf-httpapi-ratelimit-headers-10, section 5
+            Self::QuotaExceeded(_) | Self::ResourceExhausted(_) | Self::TooManyStreams => {
+                format!("https://iana.org/assignments/http-problem-types#{slug}")
+            }
+            _ => format!("/problems/{slug}"),
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        Self::QuotaExceeded(Box::new(refusal))
     }
 }
 
@@ -235,6 +273,8 @@ struct Document<'a> {
     fields: Option<&'a [Field]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     known: Option<&'a [String]>,
+    #[serde(rename = "violated-policies", skip_serializing_if = "Vec::is_empty")]
+    violated_policies: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -245,18 +285,21 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (slug, status, title) = self.kind();
         let mut document = Document {
-            r#type: format!("/problems/{slug}"),
+            r#type: self.uri(slug),
             title,
             status: status.as_u16(),
             detail: self.to_string(),
             fields: None,
             known: None,
+            violated_policies: Vec::new(),
             line: None,
             column: None,
         };
         match &self {
             Self::InvalidArgument { fields, .. } => document.fields = Some(fields),
             Self::UnknownKind { known, .. } => document.known = Some(known),
+            Self::QuotaExceeded(refusal) => document.violated_policies = refusal.violated(),
+            Self::TooManyStreams => document.violated_policies = vec!["streams-process"],
             Self::MalformedJson { line, column, .. } => {
                 (document.line, document.column) = (Some(*line), Some(*column));
             }
@@ -270,8 +313,12 @@ impl IntoResponse for Problem {
         if let Some(challenge) = access::challenge(&self) {
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
-        if self.goodbye().is_some() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(rand::random_range(1..=5u16)));
+        if let Some(wait) = self.retry_ms() {
+            // Seconds, not before the goodbye would have called the client back.
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.div_ceil(1000)));
+        }
+        if let Self::QuotaExceeded(refusal) = self {
+            response.extensions_mut().insert(refusal.standing);
         }
         response
     }
@@ -316,12 +363,27 @@ mod tests {
             ("IDEMPOTENCY_CONFLICT", "idempotency-conflict"),
             ("UNIQUE_CONFLICT", "unique-conflict"),
             ("STORE_UNAVAILABLE", "engine-unavailable"),
-            ("RESOURCE_EXHAUSTED", "resource-exhausted"),
+            ("RESOURCE_EXHAUSTED", "quota-exceeded"),
         ] {
             let details = ErrorDetails::with_error_info(reason, "tidegate", HashMap::new());
             let status = Status::with_error_details(Code::Unknown, "x", details);
             assert_eq!(status_of(status).0, slug, "{reason}");
         }
+    }
+
+    #[test]
+    fn e52_a_bound_of_the_engine_is_told_as_a_quota_is() {
+        let details = ErrorDetails::with_error_info("RESOURCE_EXHAUSTED", "tidegate", HashMap::new());
+        let status = Status::with_error_details(Code::ResourceExhausted, "the queue is full", details);
+        let response = Problem::from(status).into_response();
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        let wait: u32 = response.headers()[header::RETRY_AFTER].to_str().unwrap().parse().unwrap();
+        assert!((1..=5).contains(&wait), "{wait}");
+        let problem = Problem::ResourceExhausted(String::new());
+        assert_eq!(
+            problem.uri(problem.kind().0),
+            "https://iana.org/assignments/http-problem-types#quota-exceeded"
+        );
     }
 
     #[test]

@@ -11,8 +11,10 @@ use tidegate_proto::cursor::CursorError;
 
 use crate::{
     caller::{May, Reader},
-    hub::{Attached, Position, jittered_retry},
+    client::Client,
+    hub::{Attached, Position},
     jobs::{self, JobId},
+    limits::Who,
     problem::Problem,
     routes::App,
     sse,
@@ -29,6 +31,7 @@ pub(crate) struct Resume {
 pub(crate) async fn follow(
     State(app): State<App>,
     May(caller): Reader,
+    client: Client,
     method: Method,
     Path(job_id): Path<String>,
     query: Result<Query<Resume>, axum::extract::rejection::QueryRejection>,
@@ -49,9 +52,17 @@ pub(crate) async fn follow(
         jobs::get(&app, &caller, &job_id).await?;
         return Ok(stream(Body::empty()));
     }
-    match app.registry.attach(&caller, job_id.as_str(), &position).await {
-        Ok(Attached::Stream(viewer)) => Ok(stream(Body::new(viewer))),
-        Ok(Attached::Finished) => Ok(StatusCode::NO_CONTENT.into_response()),
+    let attached = async {
+        let (permit, standing) = app.limiter.open_stream(Who { ip: client.0, caller: Some(&caller) }).await?;
+        Ok((app.registry.attach(&caller, job_id.as_str(), &position, permit).await?, standing))
+    };
+    match attached.await {
+        Ok((Attached::Stream(viewer), standing)) => {
+            let mut response = stream(Body::new(viewer));
+            response.extensions_mut().insert(standing);
+            Ok(response)
+        }
+        Ok((Attached::Finished, _)) => Ok(StatusCode::NO_CONTENT.into_response()),
         Err(problem) => passing(&problem, accept).ok_or(problem),
     }
 }
@@ -66,7 +77,11 @@ pub(crate) fn refusal(problem: Problem, request: &Parts) -> Response {
 /// What an EventSource is told of a refusal that passes: any other status would stop it for ever.
 fn passing(problem: &Problem, accept: Accept) -> Option<Response> {
     let reason = problem.goodbye().filter(|_| accept == Accept::StreamAlone)?;
-    Some(stream(Body::from(sse::goodbye(reason, jittered_retry()))))
+    let mut response = stream(Body::from(sse::goodbye(reason, problem.retry_ms()?)));
+    if let Problem::QuotaExceeded(refusal) = problem {
+        response.extensions_mut().insert(refusal.standing.clone());
+    }
+    Some(response)
 }
 
 /// A response that no cache keeps, no proxy buffers and no filter transforms.

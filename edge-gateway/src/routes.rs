@@ -1,6 +1,7 @@
 //! The whole public surface, and the layers around it.
 
 use std::{
+    net::{Ipv4Addr, SocketAddr},
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
@@ -8,7 +9,7 @@ use std::{
 
 use axum::{
     Router,
-    extract::Request,
+    extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{any, get, post},
@@ -20,11 +21,14 @@ use tower::ServiceBuilder;
 use uuid::Uuid;
 
 use crate::{
-    access::{self, Access, is_foreign},
-    console,
+    access::{Access, is_foreign},
+    client::Peer,
+    config::Edge,
+    console, cors,
     engine::Engine,
     hub::Registry,
     jobs,
+    limits::{self, Limiter},
     problem::Problem,
     progress, session, tickets,
 };
@@ -44,16 +48,19 @@ pub(crate) struct App {
     pub(crate) engine: Engine,
     pub(crate) registry: Registry,
     pub(crate) access: Arc<Access>,
+    pub(crate) limiter: Limiter,
+    pub(crate) edge: Arc<Edge>,
 }
 
 /// The router.
 pub(crate) fn router(app: App) -> Router {
     // Outermost first: whatever an inner layer answers is still logged and hardened.
     let layers = ServiceBuilder::new()
-        .layer(middleware::from_fn(observe))
-        .layer(middleware::from_fn(harden))
-        .layer(middleware::from_fn(guard))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app.access), access::authenticate));
+        .layer(middleware::from_fn_with_state(app.clone(), observe))
+        .layer(middleware::from_fn_with_state(app.clone(), harden))
+        .option_layer((!app.edge.origins.is_empty()).then(|| cors::layer(&app.edge.origins)))
+        .layer(middleware::from_fn_with_state(app.clone(), guard))
+        .layer(middleware::from_fn_with_state(app.clone(), limits::layer::enter));
     Router::new()
         .route("/api/jobs", get(jobs::list).post(jobs::submit))
         .route("/api/jobs/{jobId}", get(jobs::show).delete(jobs::delete))
@@ -71,17 +78,21 @@ pub(crate) fn router(app: App) -> Router {
 }
 
 /// Names and logs each request.
-async fn observe(mut request: Request, next: Next) -> Response {
+async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = request.headers().get(REQUEST_ID).filter(|id| is_request_id(id)).cloned();
     let id = id.or_else(|| HeaderValue::from_str(&Uuid::now_v7().to_string()).ok());
     let id = id.unwrap_or_else(|| HeaderValue::from_static("-"));
     request.headers_mut().insert(REQUEST_ID, id.clone());
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.addr);
+    let peer = peer.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+    let client = app.edge.proxies.client(peer, request.headers());
+    request.extensions_mut().insert(client);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = next.run(request).await;
     // Without the query: it may carry cursors and tickets.
     tracing::info!(
-        %method, path, status = response.status().as_u16(), id = id.to_str().unwrap_or("-"),
+        %method, path, client = %client.0, status = response.status().as_u16(), id = id.to_str().unwrap_or("-"),
         millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "request"
     );
     response.headers_mut().insert(REQUEST_ID, id);
@@ -89,12 +100,24 @@ async fn observe(mut request: Request, next: Next) -> Response {
 }
 
 /// Tells browsers what not to do with an answer.
-async fn harden(request: Request, next: Next) -> Response {
+async fn harden(State(app): State<App>, request: Request, next: Next) -> Response {
     const CSP: HeaderValue = HeaderValue::from_static(
         "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'",
     );
+    let encrypted = request.extensions().get::<Peer>().is_some_and(|peer| peer.tls);
+    let is_private = request.uri().path().starts_with("/api/");
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
+    let hsts = app.edge.hsts.as_secs();
+    if encrypted && hsts > 0 {
+        // RFC 6797 forbids it on plain HTTP.
+        let value = HeaderValue::from_str(&format!("max-age={hsts}"));
+        headers.extend(value.ok().map(|value| (header::STRICT_TRANSPORT_SECURITY, value)));
+    }
+    if is_private {
+        // Streams say for themselves that no cache may keep them.
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.insert(header::CONTENT_SECURITY_POLICY, CSP);
@@ -102,8 +125,8 @@ async fn harden(request: Request, next: Next) -> Response {
 }
 
 /// Refuses pages of other origins, and turns a panic or a body that never ends into an answer.
-async fn guard(request: Request, next: Next) -> Response {
-    if !request.method().is_safe() && is_foreign(request.headers()) {
+async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+    if !request.method().is_safe() && is_foreign(request.uri(), request.headers(), &app.edge.origins) {
         return Problem::CrossOrigin.into_response();
     }
     // Only what has a body may be late; streams are answers to GET.
@@ -125,7 +148,7 @@ fn is_request_id(id: &HeaderValue) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::Method;
+    use http::{Method, Uri};
 
     use super::*;
 
@@ -133,7 +156,9 @@ mod tests {
         let pair = |(name, value): &(&'static str, &'static str)| {
             (HeaderName::from_static(name), HeaderValue::from_static(value))
         };
-        !method.is_safe() && is_foreign(&headers.iter().map(pair).collect())
+        let allowed = ["https://app.example".parse().unwrap()];
+        let headers = headers.iter().map(pair).collect();
+        !method.is_safe() && is_foreign(&Uri::from_static("/api/jobs"), &headers, &allowed)
     }
 
     #[test]
@@ -144,6 +169,14 @@ mod tests {
         assert!(foreign(&Method::DELETE, &[("origin", "http://evil"), ("host", "127.0.0.1:8080")]));
         assert!(!foreign(&Method::POST, &[("origin", "http://127.0.0.1:8080"), ("host", "127.0.0.1:8080")]));
         assert!(foreign(&Method::POST, &[("origin", "null"), ("host", "h")]));
+        assert!(!foreign(
+            &Method::POST,
+            &[("sec-fetch-site", "cross-site"), ("origin", "https://app.example")]
+        ));
+        assert!(foreign(
+            &Method::POST,
+            &[("sec-fetch-site", "cross-site"), ("origin", "http://app.example")]
+        ));
         assert!(!foreign(&Method::GET, &[("sec-fetch-site", "cross-site")]));
     }
 }

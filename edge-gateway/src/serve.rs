@@ -9,7 +9,7 @@ mod groups;
 use std::{
     future::poll_fn,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -17,20 +17,32 @@ use std::{
 };
 
 use axum::Router;
-use hyper::server::conn::{http1, http2};
+use http::Request;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
+use tower::ServiceBuilder;
 
-use crate::drain::Drain;
+use crate::{
+    client::Peer,
+    config::Edge,
+    drain::Drain,
+    limits::{ConnectionPermit, Limiter},
+    tls::Tls,
+};
 use groups::Groups;
 
 /// Connections that the kernel keeps for us while we are busy; a wave of reconnects must not see refusals.
@@ -47,6 +59,10 @@ const HTTP2_BUFFER: usize = 64 * 1024;
 const HTTP2_HEAD: u32 = 16 * 1024;
 /// Streams on one HTTP/2 connection: the tabs of a browser, and some.
 const HTTP2_STREAMS: u32 = 256;
+/// Streams that a client may open and reset before we have looked at them (rapid reset, CVE-2023-44487).
+const RESETS: usize = 20;
+/// Streams that we may reset for a client's errors before the connection is closed for them.
+const ERRORS: usize = 128;
 /// The beginning of every HTTP/2 connection.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -60,6 +76,25 @@ pub(crate) struct Limits {
     pub(crate) connections: usize,
     /// How long a client may take to send a request head, or stay idle between two.
     pub(crate) head: Duration,
+}
+
+/// Who looks at a connection before it is served.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Door {
+    /// Counts connections by address, except those of trusted proxies, which speak for many.
+    pub(crate) counted: Option<(Limiter, Arc<Edge>)>,
+    /// Encrypts; plain HTTP without.
+    pub(crate) tls: Option<Tls>,
+}
+
+impl Door {
+    /// A place for a connection of `ip`; none if it has as many as it may.
+    fn admit(&self, ip: IpAddr) -> Option<Option<ConnectionPermit>> {
+        match &self.counted {
+            Some((limiter, edge)) if !edge.proxies.trusts(ip) => limiter.connect(ip).map(Some),
+            _ => Some(None),
+        }
+    }
 }
 
 /// Binds a listener.
@@ -77,6 +112,7 @@ pub(crate) async fn accept(
     listener: TcpListener,
     router: Router,
     limits: Limits,
+    door: Door,
     drain: Drain,
 ) -> JoinSet<()> {
     let permits = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
@@ -92,12 +128,14 @@ pub(crate) async fn accept(
             () = drain.wait() => return connections.close(),
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, addr)) => {
                 pause = Duration::ZERO;
-                let (router, drain) = (router.clone(), drain.clone());
+                // One address too many is closed without a word: an answer would cost what the cap saves.
+                let Some(counted) = door.admit(addr.ip()) else { continue };
+                let (router, tls, drain) = (router.clone(), door.tls.clone(), drain.clone());
                 connections.drive(async move {
-                    serve(stream, router, limits.head, &drain).await;
-                    drop(permit);
+                    serve(stream, addr, tls, router, limits.head, &drain).await;
+                    drop((permit, counted));
                 });
             }
             // That connection failed, not the listener.
@@ -117,12 +155,45 @@ pub(crate) async fn accept(
 }
 
 /// Serves one connection to its end.
-async fn serve(stream: TcpStream, router: Router, head: Duration, drain: &Drain) {
+async fn serve(
+    stream: TcpStream,
+    addr: SocketAddr,
+    tls: Option<Tls>,
+    router: Router,
+    head: Duration,
+    drain: &Drain,
+) {
     if let Err(error) = tune(&stream) {
         tracing::debug!(%error, "a connection could not be tuned");
     }
-    let Ok(Ok(http2)) = timeout(head, is_http2(&stream)).await else { return };
-    let (io, service) = (TokioIo::new(stream), TowerToHyperService::new(router));
+    let peer = Peer { addr, tls: tls.is_some() };
+    match tls {
+        None => {
+            let Ok(Ok(http2)) = timeout(head, is_http2(&stream)).await else { return };
+            talk(stream, http2, peer, router, head, drain).await;
+        }
+        Some(tls) => match timeout(head, tls.accept(stream)).await {
+            Ok(Ok((stream, http2))) => talk(stream, http2, peer, router, head, drain).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => {}
+        },
+    }
+}
+
+/// Speaks HTTP over a stream that carries nothing else.
+async fn talk(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    http2: bool,
+    peer: Peer,
+    router: Router,
+    head: Duration,
+    drain: &Drain,
+) {
+    let service = ServiceBuilder::new().map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        request
+    });
+    let (io, service) = (TokioIo::new(stream), TowerToHyperService::new(service.service(router)));
     let ended = if http2 {
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -131,6 +202,8 @@ async fn serve(stream: TcpStream, router: Router, head: Duration, drain: &Drain)
             .max_concurrent_streams(HTTP2_STREAMS)
             .max_send_buf_size(HTTP2_BUFFER)
             .max_header_list_size(HTTP2_HEAD)
+            .max_pending_accept_reset_streams(RESETS)
+            .max_local_error_reset_streams(ERRORS)
             .serve_connection(io, service);
         let mut connection = Box::pin(connection);
         drained(drain, connection.as_mut(), |c, cx| c.poll(cx), |c| c.graceful_shutdown()).await
@@ -203,5 +276,27 @@ async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
         }
         // Part of the preface: the rest follows, but a peek would answer at once with the same bytes.
         sleep(Duration::from_millis(5).max(began.elapsed() / 4)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn e37_the_kernel_reaps_a_reader_that_is_gone_without_a_word() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        tune(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        // What was sent must be acknowledged; where nothing is sent, probes must be.
+        assert!(socket.keepalive().unwrap());
+        #[cfg(target_os = "linux")]
+        {
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), UNACKNOWLEDGED);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), PROBES);
+        }
     }
 }

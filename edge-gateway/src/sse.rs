@@ -30,6 +30,8 @@ pub(crate) enum Goodbye {
     Draining,
     /// The gateway serves as many streams as it may.
     TooManyStreams,
+    /// The client has used up what it may have, for now.
+    Limit,
     /// The engine does not answer, so nothing can be said about the job.
     EngineUnavailable,
     /// The job was removed.
@@ -40,6 +42,8 @@ pub(crate) enum Goodbye {
     Revoked,
     /// Nothing can be said about the credential now.
     AuthUnavailable,
+    /// The stream has lasted as long as one may; it goes on wherever it is opened next.
+    Moved,
 }
 
 impl Goodbye {
@@ -53,11 +57,13 @@ impl Goodbye {
         match self {
             Self::Draining => "draining",
             Self::TooManyStreams => "too-many-streams",
+            Self::Limit => "limit",
             Self::EngineUnavailable => "engine-unavailable",
             Self::Deleted => "deleted",
             Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::AuthUnavailable => "auth-unavailable",
+            Self::Moved => "moved",
         }
     }
 }

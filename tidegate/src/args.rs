@@ -71,7 +71,8 @@ pub struct Serve {
     /// A directory below which csv-import may read; repeatable [default: import below --data-dir]
     #[arg(long = "import-dir", env = "TIDEGATE_IMPORT_DIR", value_name = "DIR", value_delimiter = ',')]
     pub import_dirs: Vec<PathBuf>,
-    /// A TOML file with the lists: who may connect ([auth]), commands that `exec` jobs may run ([[exec]])
+    /// A TOML file with the lists: who may connect ([auth]), how much they may have ([limits]), commands that `exec` jobs
+    /// may run ([[exec]])
     #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// How many jobs the local worker runs at once; 0 runs no worker here
@@ -80,6 +81,9 @@ pub struct Serve {
     /// Serve addresses that are not loopback although nobody has to authenticate
     #[arg(long, env = "TIDEGATE_INSECURE")]
     pub insecure: bool,
+    /// How the outside reaches the gateway.
+    #[command(flatten)]
+    pub edge: edge_gateway::config::EdgeArgs,
 }
 
 /// The client commands.

@@ -79,11 +79,14 @@ pub struct Args {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    #[serde(default)]
-    exec: Vec<ExecConfig>,
     /// The engine's and the gateway's part.
     #[serde(rename = "auth")]
     _auth: Option<IgnoredAny>,
+    /// The gateway's part.
+    #[serde(rename = "limits")]
+    _limits: Option<IgnoredAny>,
+    #[serde(default)]
+    exec: Vec<ExecConfig>,
 }
 
 /// Everything that a worker with the built-in kinds needs to know.

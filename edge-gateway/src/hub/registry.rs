@@ -12,7 +12,6 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tidegate_proto::cursor::Cursor;
-use tokio::sync::Semaphore;
 
 use super::{
     Hub, Place, Stage, Tenures, Timing, User,
@@ -26,6 +25,7 @@ use crate::{
     caller::{Caller, Via},
     drain::Drain,
     engine::Engine,
+    limits::StreamPermit,
     metrics::Metrics,
     problem::Problem,
     sse,
@@ -43,8 +43,6 @@ struct Inner {
     hubs: Mutex<Hubs>,
     engine: Engine,
     timing: Timing,
-    /// The stream cap.
-    streams: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     drain: Drain,
     admission: Admission,
@@ -58,6 +56,7 @@ struct Hubs {
 }
 
 /// The answer to a viewer.
+#[allow(clippy::large_enum_variant, reason = "taken apart at once, and the small one is rare")]
 pub(crate) enum Attached {
     /// Its stream.
     Stream(Viewer),
@@ -69,17 +68,14 @@ impl Registry {
     pub(crate) fn new(
         engine: Engine,
         timing: Timing,
-        max_streams: usize,
         metrics: Arc<Metrics>,
         drain: Drain,
         tenures: Tenures,
     ) -> Self {
-        let streams = Arc::new(Semaphore::new(max_streams.min(Semaphore::MAX_PERMITS)));
         Self(Arc::new(Inner {
             hubs: Mutex::default(),
             engine,
             timing,
-            streams,
             metrics,
             drain,
             admission: Admission::default(),
@@ -87,17 +83,17 @@ impl Registry {
         }))
     }
 
-    /// Attaches a viewer to the log of `job_id` at `position`.
+    /// Attaches a viewer to the log of `job_id` at `position`; `permit` is its slot.
     pub(crate) async fn attach(
         &self,
         caller: &Caller,
         job_id: &str,
         position: &Position,
+        permit: StreamPermit,
     ) -> Result<Attached, Problem> {
         if self.0.drain.begun() {
             return Err(Problem::Draining);
         }
-        let permit = Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| Problem::TooManyStreams)?;
         let hub = match self.find(job_id) {
             Some(hub) => hub,
             None => {

@@ -1,4 +1,5 @@
-//! How long a viewer may stay: until its credential ends, or is taken back.
+//! How long a viewer may stay: until its credential ends or is taken back, and never longer than a stream may last, so
+//! that streams move to gateways that were added, or leave one that is crowded.
 //!
 //! One book of all open streams, ordered by their ends, and one task that looks at it: no timer a viewer. A stream ends a
 //! little before its credential does, by a margin of its own, so that a thousand with one end do not come back as one
@@ -30,13 +31,15 @@ const LONGEST_RETRY: u64 = 60_000;
 /// When a stream is to end, in milliseconds since 1970, and its number.
 type Key = (u64, u64);
 
-/// All open streams with a credential; a cheap handle.
+/// All open streams that do not last for ever; a cheap handle.
 #[derive(Clone, Debug)]
-pub(crate) struct Tenures(Option<Arc<Book>>);
+pub(crate) struct Tenures(Arc<Book>);
 
 #[derive(Debug)]
 struct Book {
-    auth: Authenticator,
+    auth: Option<Authenticator>,
+    /// The longest that a stream lasts; nothing for as long as it likes.
+    longest: Option<Duration>,
     entries: Mutex<Entries>,
 }
 
@@ -48,8 +51,11 @@ struct Entries {
 
 #[derive(Debug)]
 struct Entry {
-    principal: Principal,
+    /// None where nobody has to say who it is.
+    principal: Option<Principal>,
     leaver: Leaver,
+    /// What is said when it is due.
+    why: u8,
     ended: Arc<AtomicU8>,
 }
 
@@ -65,21 +71,28 @@ pub(super) struct Tenure {
 const STAYS: u8 = 0;
 const EXPIRED: u8 = 1;
 const REVOKED: u8 = 2;
+const MOVED: u8 = 3;
 
 impl Tenures {
-    /// A book for credentials of `auth`; without it nobody ever has to leave.
-    pub(crate) fn new(auth: Option<Authenticator>) -> Self {
-        Self(auth.map(|auth| Arc::new(Book { auth, entries: Mutex::default() })))
+    /// A book for credentials of `auth`, and for streams that last `longest` at most; without either, for nobody.
+    pub(crate) fn new(auth: Option<Authenticator>, longest: Option<Duration>) -> Self {
+        Self(Arc::new(Book { auth, longest, entries: Mutex::default() }))
     }
 
     /// Enters a viewer; refuses it if its credential was taken back meanwhile.
     pub(super) fn enter(&self, caller: &Caller, slot: &Slot) -> Result<Option<Tenure>, Problem> {
-        let Some(book) = &self.0 else { return Ok(None) };
-        let principal = caller.as_reader();
-        let expires = principal.expires;
-        let due = expires.map_or(u64::MAX, |expires| due(expires.saturating_mul(1000), millis()));
+        let book = &self.0;
+        if book.auth.is_none() && book.longest.is_none() {
+            return Ok(None);
+        }
+        let principal = book.auth.as_ref().map(|_| caller.as_reader());
+        let (expires, now) = (principal.as_ref().and_then(|principal| principal.expires), millis());
+        let expiry = expires.map_or(u64::MAX, |expires| due(expires.saturating_mul(1000), now));
+        let moved = book.longest.map_or(u64::MAX, |longest| now.saturating_add(lifetime(longest)));
+        let (due, why) = if moved < expiry { (moved, MOVED) } else { (expiry, EXPIRED) };
         let ended = Arc::<AtomicU8>::default();
-        let entry = Entry { principal: principal.clone(), leaver: slot.leaver(), ended: Arc::clone(&ended) };
+        let entry =
+            Entry { principal: principal.clone(), leaver: slot.leaver(), why, ended: Arc::clone(&ended) };
         let mut entries = book.entries.lock();
         entries.last += 1;
         let key = (due, entries.last);
@@ -87,7 +100,7 @@ impl Tenures {
         drop(entries);
         let tenure = Tenure { book: Arc::clone(book), key, ended, expires };
         // From here on a change is noticed by the task; one that came before is noticed here.
-        match book.auth.standing(&principal) {
+        match book.standing(principal.as_ref()) {
             Err(refused) if refused != Refused::Unavailable => Err(refused.into()),
             _ => Ok(Some(tenure)),
         }
@@ -95,16 +108,21 @@ impl Tenures {
 
     /// Ends streams, for ever.
     pub(crate) async fn run(self) {
-        let Some(book) = self.0 else { return std::future::pending().await };
-        let mut changes = book.auth.changes();
+        let book = self.0;
+        let mut changes = book.auth.as_ref().map(Authenticator::changes);
         let changed = AtomicBool::new(false);
         loop {
             let wait = async {
-                // A sender that is gone changes nothing any more.
-                if changes.changed().await.is_err() {
-                    std::future::pending::<()>().await;
+                match &mut changes {
+                    Some(changes) => {
+                        // A sender that is gone changes nothing any more.
+                        if changes.changed().await.is_err() {
+                            std::future::pending::<()>().await;
+                        }
+                        changed.store(true, Ordering::Relaxed);
+                    }
+                    None => std::future::pending().await,
                 }
-                changed.store(true, Ordering::Relaxed);
             };
             let _ = tokio::time::timeout(LOOK, wait).await;
             if changed.swap(false, Ordering::Relaxed) {
@@ -116,18 +134,26 @@ impl Tenures {
 }
 
 impl Book {
+    fn standing(&self, principal: Option<&Principal>) -> Result<(), Refused> {
+        match (&self.auth, principal) {
+            (Some(auth), Some(principal)) => auth.standing(principal),
+            _ => Ok(()),
+        }
+    }
+
     fn end_due(&self, now: u64) {
         let mut entries = self.entries.lock();
         while let Some(first) = entries.by_end.first_entry()
             && first.key().0 <= now
         {
-            first.remove().end(EXPIRED);
+            let entry = first.remove();
+            entry.end(entry.why);
         }
     }
 
     fn ask_all(&self) {
         let mut entries = self.entries.lock();
-        entries.by_end.retain(|_, entry| match self.auth.standing(&entry.principal) {
+        entries.by_end.retain(|_, entry| match self.standing(entry.principal.as_ref()) {
             Ok(()) | Err(Refused::Unavailable) => true,
             Err(refused) => {
                 entry.end(if refused == Refused::Expired { EXPIRED } else { REVOKED });
@@ -150,6 +176,7 @@ impl Tenure {
         match self.ended.load(Ordering::Acquire) {
             STAYS => None,
             EXPIRED => Some(Goodbye::Expired),
+            MOVED => Some(Goodbye::Moved),
             _ => Some(Goodbye::Revoked),
         }
     }
@@ -174,6 +201,12 @@ fn due(expires: u64, now: u64) -> u64 {
     expires.saturating_sub(rand::random_range(least..=most))
 }
 
+/// How long a stream lasts that may last `longest`: three quarters of it at least, in milliseconds.
+fn lifetime(longest: Duration) -> u64 {
+    let longest = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
+    rand::random_range(longest - longest / 4..=longest)
+}
+
 fn millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -192,5 +225,14 @@ mod tests {
         assert!(EARLY.0 > u64::try_from(LOOK.as_millis()).unwrap(), "never late");
         assert_eq!(due(1000, 1000), 500);
         assert_eq!(due(0, 5), 0);
+    }
+
+    #[test]
+    fn e40_streams_that_began_together_do_not_end_together() {
+        let ends: Vec<u64> = (0..1000).map(|_| lifetime(Duration::from_secs(3600))).collect();
+        assert!(ends.iter().all(|end| (2_700_000..=3_600_000).contains(end)));
+        let (first, last) = (ends.iter().min().unwrap(), ends.iter().max().unwrap());
+        assert!(last - first > 600_000, "they would come back as one wave");
+        assert_eq!(lifetime(Duration::ZERO), 0);
     }
 }

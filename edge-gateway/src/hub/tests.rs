@@ -12,10 +12,9 @@ use std::{
 use http_body::Body as _;
 use proptest::prelude::*;
 use tidegate_proto::v1::{Completed, Log};
-use tokio::sync::Semaphore;
 
 use super::{viewer::Viewer, *};
-use crate::engine::Engine;
+use crate::{engine::Engine, limits::StreamPermit};
 
 /// A browser: polls its viewer only when woken, as hyper does.
 struct Browser {
@@ -39,8 +38,7 @@ impl Browser {
         let user = User::new(hub);
         let slot = hub.crowd.join();
         let place = Place { cursor: after, generation: 0, beats: 0, seen: Place::UNSEEN };
-        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        let viewer = Viewer::new(user, None, slot, place, Bytes::new(), permit);
+        let viewer = Viewer::new(user, None, slot, place, Bytes::new(), StreamPermit::alone());
         let woken = Arc::new(Flag(AtomicBool::new(true)));
         Self { viewer, woken, after, seen: String::new(), ended: false }
     }

@@ -11,19 +11,20 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use futures_util::FutureExt as _;
-use http_body::{Body, Frame};
-use tidegate_proto::cursor::Cursor;
-use tokio::sync::OwnedSemaphorePermit;
-
 use super::{
     End, Next, Place, User,
     crowd::Slot,
     history::{Page, PageRead, PageTake, ReadFailed},
     tenure::Tenure,
 };
-use crate::sse::{self, Goodbye};
+use crate::{
+    limits::StreamPermit,
+    sse::{self, Goodbye},
+};
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http_body::{Body, Frame};
+use tidegate_proto::cursor::Cursor;
 
 /// The body of one SSE response.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ pub(crate) struct Viewer {
     reading: Option<(PageRead, Arc<str>)>,
     /// Set with the last frame.
     closed: Option<&'static str>,
-    _permit: OwnedSemaphorePermit,
+    _permit: StreamPermit,
 }
 
 impl Viewer {
@@ -50,7 +51,7 @@ impl Viewer {
         slot: Slot,
         place: Place,
         greeting: Bytes,
-        permit: OwnedSemaphorePermit,
+        permit: StreamPermit,
     ) -> Self {
         hub.metrics.active.increment(1.0);
         Self {

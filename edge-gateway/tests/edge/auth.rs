@@ -5,7 +5,8 @@ use std::{sync::atomic::Ordering, time::Duration};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Accounts, Answer, Edge, JOB, ScriptedEngine, accounts::bearer, client, engine::log, until,
+    Accounts, Answer, Edge, JOB, ScriptedEngine, accounts::bearer, client, engine::log, process::Gateway,
+    until,
 };
 
 const NO_JOB: &str = "01900000-0000-7000-8000-00000000ffff";
@@ -424,4 +425,33 @@ async fn e17_keys_that_were_never_read_refuse_in_passing() {
     let goodbye = stream.expect("goodbye").await;
     assert_eq!(goodbye.json(), json!({"reason": "auth-unavailable", "reconnect": true}));
     assert!(Duration::from_millis(goodbye.retry.unwrap().into()) >= Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn e46_no_credential_and_no_cursor_is_in_logs_metrics_or_referrers() {
+    let (engine, accounts) = (ScriptedEngine::start(), Accounts::new());
+    // With every message there is, also those of the libraries beneath.
+    let gateway = Gateway::logging(&engine, &accounts.path(), "trace").await;
+    let token = accounts.token(600, json!({}));
+    let body = format!(r#"{{"jobId":"{JOB}"}}"#);
+    let issued =
+        client::request(gateway.addr, "POST", "/api/tickets", &bearer(&token), &body).await.json().await;
+    let ticket = issued["ticket"].as_str().unwrap().to_owned();
+    let url = format!("/api/progress/{JOB}?ticket={ticket}");
+    let mut stream = gateway.get(&url, "last-event-id: 0-q7x2ma\r\n").await;
+    stream.expect("connected").await;
+    assert_eq!(stream.headers["referrer-policy"], "no-referrer");
+    let session = client::request(gateway.addr, "POST", "/api/session", &bearer(&token), "").await;
+    let cookie = session.headers["set-cookie"].split([';', '=']).nth(1).unwrap().to_owned();
+    for headers in [format!("x-api-key: {}\r\n", accounts.key), format!("cookie: tidegate={cookie}\r\n")] {
+        assert_eq!(gateway.get("/api/kinds", &headers).await.status, 200);
+    }
+    assert_eq!(gateway.get("/api/kinds", &bearer("a.bad.one")).await.status, 401);
+    let log = gateway.process.output();
+    assert!(log.contains("/api/progress/") && log.contains("TRACE"), "the log says nothing: {log}");
+    let metrics = client::request(gateway.admin, "GET", "/metrics", "", "").await.text().await;
+    for secret in [&*token, &*ticket, &*accounts.key, &*cookie, "a.bad.one", "0-q7x2ma"] {
+        assert!(!log.contains(secret) && !metrics.contains(secret), "{secret} in the log or the metrics");
+    }
+    assert!(!metrics.contains("q7x2ma") && !metrics.contains(JOB));
 }

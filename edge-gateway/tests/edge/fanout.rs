@@ -10,6 +10,8 @@ use crate::support::{
     numbers, until,
 };
 
+const OTHER: &str = "01900000-0000-7000-8000-000000000002";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn j19_500_viewers_share_one_upstream_while_20_of_them_stall() {
     let engine = ScriptedEngine::start();
@@ -134,7 +136,7 @@ async fn e50_the_stream_cap_refuses_the_newest_and_frees_its_slots() {
     let mut refused = edge.watch("accept: text/event-stream, application/json\r\n").await;
     assert_eq!(
         (refused.status, refused.json().await["type"].as_str()),
-        (503, Some("/problems/too-many-streams"))
+        (503, Some("https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"))
     );
     assert!(refused.headers.contains_key("retry-after"));
     let mut refused = edge.watch("accept: text/event-stream\r\n").await;
@@ -145,4 +147,61 @@ async fn e50_the_stream_cap_refuses_the_newest_and_frees_its_slots() {
     assert!(refused.rest().await.is_empty());
     drop(first);
     until("a slot is free", async || edge.watch("accept: */*\r\n").await.status == 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e53_hundreds_of_jobs_share_the_way_to_the_engine() {
+    let engine = ScriptedEngine::start();
+    let edge = Edge::start(&engine);
+    let jobs: Vec<_> = (0..300).map(|n| format!("01900000-0000-7000-8000-{n:012x}")).collect();
+    let mut viewers = Vec::new();
+    for job in &jobs {
+        engine.add_job(job);
+        let mut viewer = edge.get(&format!("/api/progress/{job}"), "").await;
+        viewer.expect("connected").await;
+        viewers.push(viewer);
+    }
+    for (job, viewer) in jobs.iter().zip(&mut viewers) {
+        engine.append_to(job, log(job));
+        assert_eq!(viewer.take(1).await[0].data, format!("\"{job}\""));
+    }
+    assert_eq!(engine.counts().watches.load(SeqCst), 300, "one upstream a job, all of them open");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e54_a_flood_that_nobody_reads_does_not_close_the_window_for_other_jobs() {
+    let engine = ScriptedEngine::start();
+    engine.add_job(OTHER);
+    let edge = Edge::start(&engine);
+    let stalled = edge.watch("").await; // never read
+    let mut other = edge.get(&format!("/api/progress/{OTHER}"), "").await;
+    other.expect("connected").await;
+    // 30 MB: many times what the connection to the engine may hold unread.
+    let json = format!("\"{}\"", "x".repeat(60_000));
+    for _ in 0..500 {
+        engine.append(Kind::Custom(Custom { name: "chart".into(), json: json.clone() }));
+    }
+    engine.append_to(OTHER, log("through"));
+    assert_eq!(other.take(1).await[0].data, "\"through\"");
+    drop(stalled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e58_a_client_that_aborts_and_reopens_with_the_same_cursor_leaves_nothing_behind() {
+    let engine = ScriptedEngine::start();
+    let edge = Edge::start(&engine);
+    engine.log_to(20);
+    let mut keeper = edge.watch("last-event-id: 20-q7x2ma\r\n").await;
+    keeper.expect("connected").await;
+    // As a page does that is hidden and shown again: aborted at any moment, and always the same cursor.
+    for n in 0..100 {
+        let mut again = edge.watch("last-event-id: 10-q7x2ma\r\n").await;
+        if n % 2 == 0 {
+            assert_eq!(numbers(&again.take(10).await), (11..=20).collect::<Vec<_>>());
+        }
+    }
+    until("only one stream is left", async || edge.metric("tidegate_gateway_streams").await == 1.0).await;
+    engine.append(log("still here"));
+    assert_eq!(numbers(&keeper.take(1).await), [21]);
+    assert_eq!(engine.counts().watches.load(SeqCst), 1, "one upstream all along");
 }

@@ -2,13 +2,38 @@
 
 use std::time::{Duration, Instant};
 
-use tidegate_proto::v1::{Progress, event::Kind};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{
+    body::Incoming,
+    client::conn::http2::{SendRequest, handshake},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tidegate_proto::v1::{self, Progress, event::Kind};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    time::timeout,
 };
 
 use crate::support::{DEADLINE, Edge, JOB, ScriptedEngine, client, engine::complete, engine::log, until};
+
+const OTHER: &str = "01900000-0000-7000-8000-000000000002";
+
+/// A connection that speaks HTTP/2 from the first byte.
+async fn http2(edge: &Edge) -> SendRequest<Empty<Bytes>> {
+    let io = TokioIo::new(TcpStream::connect(edge.addr).await.unwrap());
+    let (sender, connection) = handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+/// Opens the stream of `job`.
+async fn watch_http2(sender: &SendRequest<Empty<Bytes>>, job: &str) -> Response<Incoming> {
+    let request = Request::get(format!("http://edge/api/progress/{job}")).body(Empty::new()).unwrap();
+    sender.clone().send_request(request).await.unwrap()
+}
 
 #[tokio::test]
 async fn the_bytes_are_those_of_the_contract() {
@@ -92,20 +117,13 @@ async fn e15_methods_and_types_are_answered_as_documented() {
 
 #[tokio::test]
 async fn e19_many_streams_share_one_http2_connection() {
-    // tonic brings hyper's client along.
-    use http_body_util::{BodyExt as _, Empty};
     let engine = ScriptedEngine::start();
     let edge = Edge::start(&engine);
-    let io = hyper_util::rt::TokioIo::new(TcpStream::connect(edge.addr).await.unwrap());
-    let executor = hyper_util::rt::TokioExecutor::new();
-    let (sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
-    tokio::spawn(connection);
+    let sender = http2(&edge).await;
     let mut bodies = Vec::new();
     for _ in 0..50 {
-        let request = http::Request::get(format!("http://edge/api/progress/{JOB}"));
-        let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
-        let response = sender.clone().send_request(request).await.unwrap();
-        assert_eq!((response.status(), response.version()), (http::StatusCode::OK, http::Version::HTTP_2));
+        let response = watch_http2(&sender, JOB).await;
+        assert_eq!((response.status(), response.version()), (StatusCode::OK, Version::HTTP_2));
         assert!(!response.headers().contains_key("connection"));
         bodies.push(response.into_body());
     }
@@ -191,4 +209,109 @@ async fn the_operators_port_is_not_the_public_one() {
     assert_eq!(client::request(edge.admin, "GET", "/healthz", "", "").await.status, 200);
     until("unready", async || client::request(edge.admin, "GET", "/readyz", "", "").await.status == 503)
         .await;
+}
+
+#[tokio::test]
+async fn e14_nothing_is_compressed_even_for_those_who_would_take_it() {
+    let engine = ScriptedEngine::start();
+    let edge = Edge::start(&engine);
+    let eager = "accept-encoding: gzip, deflate, br, zstd\r\n";
+    let mut stream = edge.watch(eager).await;
+    assert!(!stream.headers.contains_key("content-encoding"));
+    assert!(stream.headers["cache-control"].contains("no-transform"), "and nobody else may either");
+    stream.expect("connected").await;
+    for path in ["/api/kinds", "/", "/client.js"] {
+        assert!(!edge.get(path, eager).await.headers.contains_key("content-encoding"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn e18_planned_ends_are_clean_on_http2_and_leave_the_connection_to_others() {
+    let engine = ScriptedEngine::start();
+    engine.add_job(OTHER);
+    let mut edge = Edge::start(&engine);
+    let sender = http2(&edge).await;
+    let ended = watch_http2(&sender, JOB).await.into_body();
+    let mut drained = watch_http2(&sender, OTHER).await.into_body();
+    engine.append(complete());
+    // `collect` fails at RST_STREAM; END_STREAM is the only end that it accepts.
+    let text = timeout(DEADLINE, ended.collect()).await.unwrap().expect("END_STREAM").to_bytes();
+    assert!(String::from_utf8_lossy(&text).contains("event: complete"));
+    engine.append_to(OTHER, log("the connection still carries"));
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("still carries") {
+        let frame = timeout(DEADLINE, drained.frame()).await.unwrap().unwrap().unwrap();
+        seen.extend_from_slice(&frame.into_data().unwrap());
+    }
+    edge.stop();
+    let text = timeout(DEADLINE, drained.collect()).await.unwrap().expect("END_STREAM").to_bytes();
+    assert!(String::from_utf8_lossy(&text).contains("\"reason\":\"draining\""));
+    edge.ended().await;
+}
+
+#[tokio::test]
+async fn e20_no_cache_keeps_what_only_one_may_see_and_nothing_redirects() {
+    let engine = ScriptedEngine::start();
+    let edge = Edge::start(&engine);
+    let path = format!("/api/progress/{JOB}");
+    for headers in ["accept: text/event-stream\r\n", "accept: application/json\r\n", "accept: text/html\r\n"]
+    {
+        let answer = edge.watch(headers).await;
+        let cache = &answer.headers["cache-control"];
+        assert!(cache.contains("no-cache") || cache.contains("no-store"), "{headers}: {cache}");
+        // What may not be stored need not say what it depends on.
+        assert!(cache.contains("no-store") || answer.headers["vary"].contains("accept"), "{headers}");
+    }
+    engine.append(complete());
+    assert_eq!(edge.watch("").await.rest().await.last().unwrap().event, "complete");
+    let done = edge.watch("last-event-id: 1-q7x2ma\r\n").await;
+    assert_eq!((done.status, &*done.headers["cache-control"]), (204, "no-store"));
+    for path in ["/api/jobs", "/api/jobs/nonsense", "/api/nothing"] {
+        assert_eq!(edge.get(path, "").await.headers["cache-control"], "no-store", "{path}");
+    }
+    for path in [&*format!("{path}/"), "/api/progress", "/api/progress/", "//api/kinds", "/api/jobs/"] {
+        assert_eq!(edge.get(path, "").await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn e30_only_events_of_the_job_move_the_cursor() {
+    let engine = ScriptedEngine::start();
+    let mut edge = Edge::with(&engine, |config| config.timing.heartbeat = Duration::from_millis(100));
+    engine.append(log("one"));
+    let mut answer = edge.watch("").await;
+    assert_eq!(answer.expect("connected").await.id, None);
+    assert_eq!(answer.take(1).await[0].id.as_deref(), Some("1-q7x2ma"));
+    for _ in 0..2 {
+        let comment = answer.next().await.unwrap();
+        assert!(comment.comment && comment.id.is_none(), "{comment:?}");
+    }
+    edge.stop();
+    let goodbye = answer.rest().await.into_iter().find(|event| event.event == "goodbye").unwrap();
+    assert_eq!(goodbye.id, None);
+}
+
+#[tokio::test]
+async fn e35_every_sort_of_end_reaches_the_viewer_and_is_the_last() {
+    let engine = ScriptedEngine::start();
+    let edge = Edge::start(&engine);
+    let failed = Kind::Failed(v1::Failed { code: "X".into(), message: "no".into(), ..v1::Failed::default() });
+    let ends = [complete(), failed, Kind::Cancelled(v1::Cancelled::default())];
+    for (n, (end, name)) in ends.into_iter().zip(["complete", "failed", "cancelled"]).enumerate() {
+        let job = format!("01900000-0000-7000-8000-0000000000a{n}");
+        engine.add_job(&job);
+        let path = format!("/api/progress/{job}");
+        let mut live = edge.get(&path, "").await;
+        live.expect("connected").await;
+        engine.append_to(&job, log("one"));
+        engine.append_to(&job, end);
+        // Who watched, who comes late, and who died just before the end.
+        let mut late = edge.get(&path, "").await;
+        let mut died = edge.get(&path, "last-event-id: 1-q7x2ma\r\n").await;
+        for (answer, ids) in [(&mut live, 2), (&mut late, 2), (&mut died, 1)] {
+            let events: Vec<_> = answer.rest().await.into_iter().filter(|e| e.id.is_some()).collect();
+            assert_eq!((events.len(), &*events.last().unwrap().event), (ids, name));
+        }
+        assert_eq!(edge.get(&path, "last-event-id: 2-q7x2ma\r\n").await.status, 204, "{name}");
+    }
 }

@@ -4,13 +4,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod attacks;
 mod auth;
+mod cors;
 mod drain;
 mod engines;
 mod fanout;
 mod faults;
 mod http;
+mod limits;
+mod nginx;
 mod rest;
 mod resume;
+mod shared;
 mod support;
 mod tenure;
+mod tls;

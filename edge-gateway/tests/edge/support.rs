@@ -3,6 +3,7 @@
 pub(crate) mod accounts;
 pub(crate) mod client;
 pub(crate) mod engine;
+pub(crate) mod process;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -77,7 +78,12 @@ impl Edge {
 
     /// The value of a metric, labels included in its name.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
-        let text = client::request(self.admin, "GET", "/metrics", "", "").await.text().await;
+        Self::metric_of(self.admin, name).await
+    }
+
+    /// The same of any gateway.
+    pub(crate) async fn metric_of(admin: SocketAddr, name: &str) -> f64 {
+        let text = client::request(admin, "GET", "/metrics", "", "").await.text().await;
         let line = text.lines().find(|line| line.split(' ').next() == Some(name));
         line.unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
             .rsplit(' ')

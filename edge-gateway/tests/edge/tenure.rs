@@ -1,6 +1,6 @@
 //! How long a stream lasts: as long as what it was opened with.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -81,4 +81,33 @@ async fn e48_what_is_taken_back_ends_its_open_streams_and_no_others() {
     assert_eq!(by_key.rest().await.pop().unwrap().json()["reason"], "revoked");
     engine.append(log("still here"));
     assert_eq!(stays.take(1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn e40_streams_are_moved_on_after_a_time_of_their_own() {
+    let engine = ScriptedEngine::start();
+    let edge = Edge::with(&engine, |config| config.longest_stream = Some(Duration::from_secs(2)));
+    let began = Instant::now();
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        let mut stream = edge.watch("").await;
+        stream.expect("connected").await;
+        streams.push(stream);
+    }
+    engine.append(log("one"));
+    let mut retries = Vec::new();
+    for stream in &mut streams {
+        assert_eq!(stream.take(1).await[0].id.as_deref(), Some("1-q7x2ma"));
+        let goodbye = stream.rest().await.pop().unwrap();
+        assert_eq!(goodbye.json(), json!({"reason": "moved", "reconnect": true}));
+        retries.push(goodbye.retry.unwrap());
+    }
+    assert!(began.elapsed() >= Duration::from_millis(1400), "{:?}", began.elapsed());
+    retries.sort_unstable();
+    retries.dedup();
+    assert!(retries.len() > 10, "they come back as one wave: {retries:?}");
+    // Whoever comes back goes on where it stopped.
+    engine.append(log("two"));
+    let mut again = edge.watch("last-event-id: 1-q7x2ma\r\n").await;
+    assert_eq!(again.take(1).await[0].id.as_deref(), Some("2-q7x2ma"));
 }

@@ -54,9 +54,10 @@ impl Plan {
             _ => None,
         };
         let worker = (args.workers > 0).then(|| worker(&mut errors, args));
-        let (public, admin) = gateway.as_ref().map_or((None, None), |g| (Some(g.listen), g.admin_listen));
-        let addresses = [("--listen", public), ("--admin-listen", admin)];
-        in_use(&mut errors, &addresses);
+        // Looked at even if the gateway has other errors.
+        let given = |addr: &str| addr.parse().ok();
+        let (public, admin) = (given(&args.listen), given(&args.admin_listen));
+        in_use(&mut errors, &[("--listen", public), ("--admin-listen", admin)]);
         in_use(&mut errors, &[("--grpc-listen", grpc), ("--engine-admin-listen", engine_admin)]);
         // Parts that read the same file find the same errors.
         let mut told = HashSet::new();
@@ -98,7 +99,9 @@ fn gateway(
     // The real address is known once the engine is bound.
     flags.push("--engine=http://127.0.0.1".into());
     flags.extend((args.insecure || auth.is_some()).then(|| "--insecure".into()));
-    let parsed = parse::<edge_gateway::config::Args>(errors, flags)?;
+    flags.extend(args.config.iter().map(|file| flag("--config", file)));
+    let mut parsed = parse::<edge_gateway::config::Args>(errors, flags)?;
+    parsed.edge = args.edge.clone();
     match parsed.check() {
         Ok(config) => {
             let secret_file = Some(args.data_dir.join("edge.secret"));

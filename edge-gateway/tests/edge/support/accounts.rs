@@ -33,7 +33,7 @@ impl Accounts {
         accounts
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join("tidegate.toml")
     }
 

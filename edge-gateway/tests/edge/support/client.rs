@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
@@ -14,7 +14,7 @@ use super::DEADLINE;
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: HashMap<String, String>,
-    stream: TcpStream,
+    stream: Box<dyn Io>,
     /// Bytes that are not decoded yet.
     raw: Vec<u8>,
     /// Body bytes that belong to no complete event yet.
@@ -25,6 +25,11 @@ pub(crate) struct Answer {
     pub(crate) seen: Vec<u8>,
     framing: Framing,
 }
+
+/// A connection, encrypted or not.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 enum Framing {
     Length(usize),
@@ -55,7 +60,7 @@ pub(crate) async fn request(addr: SocketAddr, method: &str, path: &str, headers:
 }
 
 pub(crate) async fn request_on(
-    mut stream: TcpStream,
+    mut stream: impl Io + 'static,
     method: &str,
     path: &str,
     headers: &str,
@@ -76,8 +81,12 @@ pub(crate) async fn request_on(
     raw.drain(..end + 4);
     let mut lines = head.split("\r\n");
     let status: u16 = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    let headers: HashMap<String, String> =
-        lines.filter_map(|l| l.split_once(": ")).map(|(n, v)| (n.to_ascii_lowercase(), v.into())).collect();
+    let mut headers = HashMap::<String, String>::new();
+    for (name, value) in lines.filter_map(|l| l.split_once(": ")) {
+        // A field that comes twice is one list.
+        let all = headers.entry(name.to_ascii_lowercase()).or_default();
+        *all = if all.is_empty() { value.into() } else { format!("{all}, {value}") };
+    }
     let framing = if method == "HEAD" || status == 204 || status == 304 {
         Framing::Ended
     } else if headers.get("transfer-encoding").is_some_and(|v| v == "chunked") {
@@ -85,7 +94,16 @@ pub(crate) async fn request_on(
     } else {
         Framing::Length(headers.get("content-length").expect("a length or chunks").parse().unwrap())
     };
-    Answer { status, headers, stream, raw, body: Vec::new(), scanned: 0, seen: Vec::new(), framing }
+    Answer {
+        status,
+        headers,
+        stream: Box::new(stream),
+        raw,
+        body: Vec::new(),
+        scanned: 0,
+        seen: Vec::new(),
+        framing,
+    }
 }
 
 impl Answer {
