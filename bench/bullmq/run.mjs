@@ -3,7 +3,7 @@
  *
  *     npm install && npm start -- [--jobs 3000] [--reports 10] [--rounds 3]
  *
- * after `npm ci` in clients/node and `cargo build --release -p job-engine --bin job-engine`.
+ * after `npm ci` in clients/node and `cargo build --release -p job-engine --bin job-engine -p tidegate-worker --example bench`.
  *
  * A round: a redis-server that is emptied, a worker that runs 50 jobs at a time (and an engine), and some jobs to warm up.
  * Then, measured apart: all jobs are submitted, 50 at once, one call a job, while the worker holds the first fifty; and
@@ -154,6 +154,7 @@ const systems = {
   "BullMQ": bullmq,
   "Tidegate, Node worker": tidegate((...args) => start(process.execPath, path.join(HERE, "worker-tidegate.mjs"), ...args)),
   "Tidegate, Node, each awaited": tidegate((...args) => start(process.execPath, path.join(HERE, "worker-tidegate.mjs"), ...args, "each")),
+  "Tidegate, Rust worker": tidegate((...args) => start(path.join(RELEASE, "examples", "bench"), ...args)),
 };
 
 const port = await freePort();

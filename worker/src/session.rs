@@ -35,6 +35,8 @@ pub(crate) struct Session<T> {
     ready: VecDeque<String>,
     /// Whether a stream is up.
     online: bool,
+    /// Whether progress that was not sent yet gives way to newer progress.
+    coalesce: bool,
 }
 
 #[derive(Debug)]
@@ -61,13 +63,12 @@ struct Entry<T> {
     tag: Option<T>,
 }
 
-impl<T> Default for Session<T> {
-    fn default() -> Self {
-        Self { leases: HashMap::new(), ready: VecDeque::new(), online: false }
-    }
-}
-
 impl<T> Session<T> {
+    /// A session without leases, offline. Without `coalesce` every progress report is sent.
+    pub(crate) fn new(coalesce: bool) -> Self {
+        Self { leases: HashMap::new(), ready: VecDeque::new(), online: false, coalesce }
+    }
+
     /// Takes a lease, unless it is held already. One on the same job with another token is lost by that.
     pub(crate) fn assign(&mut self, job_id: &str, token: &str) -> Option<Vec<Effect<T>>> {
         let effects = match self.leases.get(job_id) {
@@ -102,7 +103,7 @@ impl<T> Session<T> {
             return Err(tag);
         };
         let mut superseded = None;
-        if matches!(body, Body::Progress(_)) {
+        if self.coalesce && matches!(body, Body::Progress(_)) {
             // Only log lines may be overtaken: a checkpoint must not be stored before the progress that led to it.
             let unsent = lease.queue.iter().enumerate().rev().take_while(|(_, e)| e.number == 0);
             let mut before = unsent.skip_while(|(_, e)| matches!(e.body, Body::Log(_)));

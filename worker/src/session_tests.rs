@@ -31,7 +31,7 @@ fn ack(number: u64, result: ReportResult, seq: u64) -> v1::ReportAck {
 
 /// A session that holds the job `j` under the token `t`, online.
 fn session() -> Session<u32> {
-    let mut session = Session::default();
+    let mut session = Session::new(true);
     session.welcomed(Vec::new(), &[]);
     assert_eq!(session.assign("j", "t"), Some(Vec::new()));
     assert_eq!(session.assign("j", "t"), None);
@@ -72,6 +72,17 @@ fn progress_not_yet_sent_is_superseded_but_never_across_a_checkpoint() {
     assert_eq!(sent[1].body, Some(progress(2)));
     // Sent means fixed: the next one queues behind it.
     assert_eq!(s.push("j", "t", progress(4), Some(6)), Ok(None));
+}
+
+#[test]
+fn without_coalescing_every_progress_report_is_sent() {
+    let mut s = Session::new(false);
+    s.welcomed(Vec::new(), &[]);
+    s.assign("j", "t");
+    for done in 1..=5 {
+        assert_eq!(s.push("j", "t", progress(done), Some(done)), Ok(None));
+    }
+    assert_eq!(std::iter::from_fn(|| s.next_report()).count(), 5);
 }
 
 #[test]

@@ -63,6 +63,7 @@ pub struct WorkerBuilder {
     name: String,
     capacity: u32,
     grace: Duration,
+    coalesce: bool,
     handlers: Vec<Arc<dyn JobHandler>>,
     status: watch::Sender<Status>,
     bearer: Bearer,
@@ -75,6 +76,7 @@ pub(crate) struct Plan {
     capacity: u32,
     grace: Duration,
     bearer: Bearer,
+    coalesce: bool,
     kinds: Vec<v1::WorkerKind>,
     handlers: HashMap<String, Arc<dyn JobHandler>>,
 }
@@ -89,6 +91,7 @@ impl Worker {
             name: "worker".to_owned(),
             capacity: 4,
             grace: Duration::from_secs(5),
+            coalesce: true,
             handlers: Vec::new(),
             status: watch::Sender::new(Status::Connecting),
             bearer: Bearer::default(),
@@ -135,6 +138,15 @@ impl WorkerBuilder {
     #[must_use]
     pub fn bearer(mut self, bearer: Bearer) -> Self {
         self.bearer = bearer;
+        self
+    }
+
+    /// Whether progress that was not sent yet gives way to newer progress; yes by default.
+    ///
+    /// The engine merges progress, too, unless it was started with `--progress-interval-ms 0`.
+    #[must_use]
+    pub fn coalesce(mut self, coalesce: bool) -> Self {
+        self.coalesce = coalesce;
         self
     }
 
@@ -192,7 +204,8 @@ impl WorkerBuilder {
             Ok(engines) if errors.is_empty() => engines,
             _ => return Err(errors),
         };
-        let Self { name, capacity, grace, status, bearer, .. } = self;
-        Ok(Worker { plan: Plan { engines, name, capacity, grace, bearer, kinds, handlers }, status })
+        let Self { name, capacity, grace, coalesce, status, bearer, .. } = self;
+        let plan = Plan { engines, name, capacity, grace, bearer, coalesce, kinds, handlers };
+        Ok(Worker { plan, status })
     }
 }

@@ -136,9 +136,9 @@ impl Owner {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         Self {
             pool: Pool::new(plan.engines.clone(), plan.bearer.clone()),
+            session: Session::new(plan.coalesce),
             plan,
             status,
-            session: Session::default(),
             jobs: HashMap::new(),
             tasks: JoinSet::new(),
             unstarted: Vec::new(),
