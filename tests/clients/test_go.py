@@ -86,6 +86,17 @@ class GoWorker(unittest.TestCase):
         job = self.until_ended(job)
         self.assertEqual((job["status"], job.get("result"), job["attempt"]), ("COMPLETED", {"primes": PRIMES}, 2))
 
+    def test_j36_a_leaving_workers_job_goes_on_at_once(self):
+        first = self.start()
+        job = self.submit(BELOW)
+        self.until(job, self.is_under_way, "a part is counted")
+        first.send_signal(signal.SIGTERM)
+        self.assertEqual(first.wait(20), 0)
+        self.start()
+        job = self.until_ended(job)
+        # A third attempt would be one that waited for the lease of a worker that was gone.
+        self.assertEqual((job["status"], job.get("result"), job["attempt"]), ("COMPLETED", {"primes": PRIMES}, 2))
+
     def test_j10_a_count_is_called_off(self):
         worker = self.start()
         job = self.submit(10**12)
