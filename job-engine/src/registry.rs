@@ -41,6 +41,8 @@ pub struct Member {
     held: AtomicUsize,
     /// Set while the session takes no new jobs: before it entered, and once it leaves.
     away: AtomicBool,
+    /// Set while nothing is heard from the worker, although it should have been.
+    silent: AtomicBool,
     /// Where assignments go.
     pub to_session: mpsc::Sender<Assigned>,
 }
@@ -69,8 +71,8 @@ impl Registry {
         to_session: mpsc::Sender<Assigned>,
     ) -> Membership {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let (held, away) = (AtomicUsize::new(0), AtomicBool::new(true));
-        let member = Arc::new(Member { id, name, kinds, capacity, held, away, to_session });
+        let (held, away, silent) = (AtomicUsize::new(0), AtomicBool::new(true), AtomicBool::new(false));
+        let member = Arc::new(Member { id, name, kinds, capacity, held, away, silent, to_session });
         self.inner.sessions.lock().insert(id, member.clone());
         Membership { registry: self.clone(), member }
     }
@@ -124,7 +126,17 @@ impl Member {
     }
 
     fn runs(&self, kind: &str) -> bool {
-        !self.away.load(Ordering::Relaxed) && self.kinds.iter().any(|k| k == kind)
+        !self.away.load(Ordering::Relaxed) && !self.is_silent() && self.kinds.iter().any(|k| k == kind)
+    }
+
+    /// Gives the session no new jobs until it is [heard](Membership::heard) again: its worker may be gone.
+    pub fn fall_silent(&self) {
+        self.silent.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nothing is heard from the worker.
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
     }
 
     /// Gives the session no new jobs from now on.
@@ -138,6 +150,13 @@ impl Membership {
     pub fn enter(&self) {
         self.member.away.store(false, Ordering::Relaxed);
         self.registry.touch(&self.member.kinds);
+    }
+
+    /// Notes a sign of life.
+    pub fn heard(&self) {
+        if self.member.silent.swap(false, Ordering::Relaxed) {
+            self.registry.touch(&self.member.kinds);
+        }
     }
 }
 

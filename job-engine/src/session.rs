@@ -269,10 +269,15 @@ impl Session {
                 request = requests.next() => {
                     let Some(request) = request else { return Ok(()) };
                     silence = Instant::now() + patience;
+                    self.membership.heard();
                     self.renew(false);
                     in_time(patience, self.request(request?)).await??;
                 }
                 Some(assigned) = inbox.recv() => in_time(patience, self.assigned(assigned)).await?,
+                // Leases may run out a little before the stream is given up: its jobs must not come back to it.
+                () = tokio::time::sleep_until(silence - patience / 2), if !self.membership.member.is_silent() => {
+                    self.membership.member.fall_silent();
+                }
                 () = tokio::time::sleep_until(silence) => {
                     return Err(Status::deadline_exceeded("no sign of life from the worker for the length of a lease"));
                 }

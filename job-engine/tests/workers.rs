@@ -227,6 +227,7 @@ on_both_stores! {
     a_large_input_is_not_written_with_every_report
     ;
     violence:
+    j1_a_silent_worker_gets_no_jobs
     j11_the_deadline_of_a_dead_engine_s_cancellation_is_kept
     j22_an_engine_that_dies_while_a_job_completes_ends_it_once
     j29_a_sweeper_that_is_killed_leaves_no_orphans

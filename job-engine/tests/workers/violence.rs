@@ -213,6 +213,20 @@ pub(crate) async fn j33_a_storm_of_due_jobs_is_promoted_in_slices(world: World) 
     engine.stop().await;
 }
 
+/// A worker from which nothing is heard gets nothing more, before its stream is given up.
+pub(crate) async fn j1_a_silent_worker_gets_no_jobs(world: World) {
+    let engine = world.engine_with(&["--lease-seconds=6"]).await;
+    let silent = with_capacity(&engine, &["demo"], 9).await;
+    silent.fall_silent();
+    // Not a wait for something: half a lease and a little more, but less than a lease.
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    let mut other = with_capacity(&engine, &["demo"], 1).await;
+    let job = engine.submit("demo").await;
+    let lease = other.assignment().await;
+    assert_eq!((lease.job_id, lease.attempt), (job.job_id, 1));
+    engine.stop().await;
+}
+
 /// What a worker gives back behind `leave` is never assigned to it again.
 pub(crate) async fn j36_a_job_that_is_given_back_behind_leave_goes_to_another_worker(world: World) {
     let engine = world.engine().await;
