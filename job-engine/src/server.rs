@@ -124,6 +124,8 @@ impl Bound {
             None => registry.touch(&registry.kinds()),
         };
         let (reporter, health) = tonic_health::server::health_reporter();
+        // Whoever asks first is answered, and not with a yes that nobody has found out yet.
+        set_health(&reporter, ServingStatus::NotServing).await;
         let (mut loops, vitals) = (JoinSet::new(), Vitals::default());
         loops.spawn(engine.followers.clone().distribute(engine.store.hints(), on_index));
         loops.spawn(dispatch::assign(engine.clone(), vitals.pulse("the dispatcher", STUCK)));
@@ -192,13 +194,17 @@ async fn report_health(reporter: HealthReporter, engine: Arc<Engine>, vitals: Vi
     loop {
         let ready = readiness(&engine, &vitals).await.is_ok();
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in ["", JobServiceServer::<Services>::NAME, WorkerServiceServer::<Services>::NAME] {
-            reporter.set_service_status(service, status).await;
-        }
+        set_health(&reporter, status).await;
         tokio::select! {
             () = tokio::time::sleep(HEALTH_EVERY) => {}
             () = engine.draining.cancelled(), if ready => {}
         }
+    }
+}
+
+async fn set_health(reporter: &HealthReporter, status: ServingStatus) {
+    for service in ["", JobServiceServer::<Services>::NAME, WorkerServiceServer::<Services>::NAME] {
+        reporter.set_service_status(service, status).await;
     }
 }
 
