@@ -1,5 +1,7 @@
 //! A principal: on whose behalf a request is made, and what it may do.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use serde::{Deserialize, Serialize};
 
 /// Something that one may be allowed to do.
@@ -146,6 +148,14 @@ pub struct Principal {
     /// What this rests on.
     #[serde(rename = "r")]
     pub credential: Credential,
+}
+
+impl Principal {
+    /// How long it lasts from now on, by this machine's clock; [`Duration::MAX`] if it has no end.
+    pub fn left(&self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.expires.map_or(Duration::MAX, |at| Duration::from_secs(at).saturating_sub(now))
+    }
 }
 
 #[cfg(test)]

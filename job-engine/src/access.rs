@@ -5,11 +5,7 @@
 //! for that user only, within its scopes. Streams end when their token does, or is taken back. Health and reflection say
 //! nothing about jobs, and ask nobody.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _, stream};
 use tidegate_auth::{Authenticator, Principal, Refused, Scope};
@@ -162,10 +158,8 @@ async fn over(auth: Authenticator, principal: Arc<Principal>) -> Status {
             Ok(()) | Err(Refused::Unavailable) => {}
             Err(refused) => return status(refused),
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let left = principal.expires.map(|at| Duration::from_secs(at).saturating_sub(now));
         // Looked at again now and then, because the clock may be set.
-        let wait = left.unwrap_or(Duration::MAX).min(Duration::from_secs(60));
+        let wait = principal.left().min(Duration::from_secs(60));
         let _ = tokio::time::timeout(wait, changes.changed()).await;
     }
 }
