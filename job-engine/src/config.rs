@@ -72,8 +72,9 @@ pub struct LogConfig {
     #[arg(long, env = "TIDEGATE_DATA_DIR", default_value = "./tidegate-data", value_name = "DIR")]
     pub data_dir: PathBuf,
 
-    /// Keep the event log in Redis or Valkey instead: redis://[user:password@]host[:port][/db], or, where Sentinel
-    /// watches over it, redis+sentinel://[user:password@]host[:port][,host[:port]...]/master-name[?db=0].
+    /// Keep the event log in Redis or Valkey instead: redis://[user:password@]host[:port][/db]; where Sentinel watches
+    /// over it, redis+sentinel://[user:password@]host[:port][,host[:port]...]/master-name[?db=0]; on a Cluster,
+    /// redis+cluster://[user:password@]host[:port][,host[:port]...].
     #[arg(long, env = "TIDEGATE_REDIS", value_name = "URL", hide_env_values = true)]
     pub redis: Option<String>,
 

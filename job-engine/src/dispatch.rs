@@ -95,6 +95,9 @@ pub async fn sweep(engine: Arc<Engine>, pulse: Pulse) {
         if rested.elapsed() > SWEEP * 2 + stall(&engine) {
             leases_from = Instant::now() + engine.rules.lease;
         }
+        if !engine.store.is_whole() {
+            leases_from = Instant::now() + engine.rules.lease;
+        }
         for index in [index::LEASES, index::CANCELS, index::ATTEMPTS, index::SCHEDULED, index::EXPIRIES] {
             if [index::LEASES, index::ATTEMPTS].contains(&index) && Instant::now() < leases_from {
                 continue;

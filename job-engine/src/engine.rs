@@ -10,6 +10,8 @@ use prost::Message as _;
 use tidegate_proto::v1::{Caller, Concurrency, Job, ListJobsRequest, ListJobsResponse, SubmitJobRequest};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::{
     error::EngineError,
     follow::Followers,
@@ -347,10 +349,14 @@ pub fn check_job_id(job_id: &str) -> Result<(), EngineError> {
 
 /// A fresh job id: UUID v7 (RFC 9562), so that ids sort by time.
 ///
-/// Everything that one commit moves must lie together: jobs of one `partition_key` (their gate) are to share a
-/// partition once there is more than one, and the id is where that partition is found.
-pub fn new_job_id(_partition_key: Option<&str>) -> String {
-    uuid::Uuid::now_v7().as_hyphenated().to_string()
+/// Everything that one commit moves must lie together: jobs of one `partition_key` (their gate) share a partition of the
+/// log where it has several, and its last two bytes are where that partition is found.
+pub fn new_job_id(partition_key: Option<&str>) -> String {
+    let mut id = uuid::Uuid::now_v7().into_bytes();
+    if let Some(key) = partition_key {
+        id[14..].copy_from_slice(&xxh3_64(key.as_bytes()).to_be_bytes()[..2]);
+    }
+    uuid::Uuid::from_bytes(id).as_hyphenated().to_string()
 }
 
 /// A fresh log token: eight characters, about 41 bits, enough to tell the logs of one job apart.

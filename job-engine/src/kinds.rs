@@ -1,7 +1,7 @@
 //! The kinds of job that workers offer, known to every engine through the store.
 //!
-//! A kind is a stream `kind/<name>` whose state is its last offer; the index of kinds holds when a worker was last seen
-//! to offer it. A kind stays known when its workers are gone, so that jobs can be queued for them.
+//! A kind is a stream `kind/<name>` whose state is its last offer; the index of kinds holds, under the same name, when a
+//! worker was last seen to offer it. A kind stays known when its workers are gone, so that jobs can be queued for them.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -48,7 +48,7 @@ impl Kinds {
                 first_seq,
                 index: vec![IndexChange::Put {
                     index: index::KINDS.into(),
-                    member: kind.kind.clone(),
+                    member: stream.clone(),
                     after: Duration::ZERO,
                 }],
             };
@@ -70,7 +70,8 @@ impl Kinds {
 
     /// Says that workers still offer these kinds.
     pub async fn refresh(&self, store: &dyn Store, names: Vec<String>) -> Result<(), StoreError> {
-        store.renew(index::KINDS, names, Duration::ZERO).await.map(drop)
+        let members = names.iter().map(|name| stream(name)).collect();
+        store.renew(index::KINDS, members, Duration::ZERO).await.map(drop)
     }
 
     /// Whether a worker has ever offered the kind.
@@ -87,15 +88,14 @@ impl Kinds {
 
     /// Every kind's name, sorted.
     pub async fn names(&self, store: &dyn Store) -> Result<Vec<String>, StoreError> {
-        let mut names: Vec<_> =
-            store.list(index::KINDS, None, MAX_KINDS).await?.into_iter().map(|(_, name)| name).collect();
+        let mut names: Vec<_> = seen(store).await?.into_iter().map(|(_, name)| name).collect();
         names.sort();
         Ok(names)
     }
 
     /// Every kind, sorted by name.
     pub async fn list(&self, store: &dyn Store) -> Result<Vec<KindOffer>, StoreError> {
-        let mut seen = store.list(index::KINDS, None, MAX_KINDS).await?;
+        let mut seen = seen(store).await?;
         seen.sort_by(|a, b| a.1.cmp(&b.1));
         let snapshots = store.load(seen.iter().map(|(_, name)| stream(name)).collect()).await?;
         let now = store.now_ms();
@@ -116,6 +116,14 @@ impl Kinds {
     }
 }
 
+const PREFIX: &str = "kind/";
+
 fn stream(name: &str) -> String {
-    format!("kind/{name}")
+    format!("{PREFIX}{name}")
+}
+
+/// The kinds that were seen last, and when.
+async fn seen(store: &dyn Store) -> Result<Vec<(u64, String)>, StoreError> {
+    let seen = store.list(index::KINDS, None, MAX_KINDS).await?.into_iter();
+    Ok(seen.filter_map(|(at, member)| Some((at, member.strip_prefix(PREFIX)?.to_owned()))).collect())
 }

@@ -92,6 +92,9 @@ pub enum Expect {
 }
 
 /// A change to an index, a queue or a gate.
+///
+/// A store may keep streams apart ([`crate::store::redis`] on a Cluster does), and what a commit moves lies with its stream.
+/// So a member is named for the one stream whose commits move it: `<stream>`, or `<job>/…` for a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IndexChange {
     /// Adds the member, or moves it, to be due `after` from now on the store's clock.
@@ -302,6 +305,12 @@ pub trait Store: Send + Sync + 'static {
     /// emptied. A stream that is gone although nobody may have deleted it was lost if this has grown meanwhile.
     fn generation(&self) -> u64 {
         0
+    }
+
+    /// Whether every part of the log answered when it was last asked. Where there are several parts, [`claim`](Self::claim)
+    /// and [`take`](Self::take) go on without one that is away, so that their answers do not say.
+    fn is_whole(&self) -> bool {
+        true
     }
 }
 

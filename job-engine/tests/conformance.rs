@@ -1,6 +1,10 @@
 //! What every event log must do, run on both: `redis::…` and `embedded::…` have the same tests by the same names,
 //! and a few of their own about what only they can suffer.
 
+#[path = "conformance/ask.rs"]
+mod ask;
+#[path = "conformance/confirm.rs"]
+mod confirm;
 #[path = "conformance/crash.rs"]
 mod crash;
 #[path = "conformance/faults.rs"]
@@ -11,10 +15,14 @@ mod loss;
 mod model;
 #[path = "conformance/outage.rs"]
 mod outage;
+#[path = "conformance/pair.rs"]
+mod pair;
 #[path = "conformance/proxy.rs"]
 mod proxy;
 #[path = "conformance/queues.rs"]
 mod queues;
+#[path = "conformance/redis_cluster.rs"]
+mod redis_cluster;
 #[path = "conformance/redis_server.rs"]
 mod redis_server;
 #[path = "conformance/suite.rs"]
@@ -54,11 +62,26 @@ async fn on_redis() -> Subject {
     Subject { store, other, _server: Some(server), _dir: None }
 }
 
+async fn on_cluster(cluster: &redis_cluster::RedisCluster, namespace: &str) -> Subject {
+    let options = RedisOptions { namespace: namespace.into(), ..RedisOptions::new(cluster.url()) };
+    let connect = async || Arc::new(RedisStore::connect(&options).await.expect("the Cluster answers"));
+    Subject { store: connect().await, other: connect().await, _server: None, _dir: None }
+}
+
 async fn on_disk() -> Subject {
     let dir = tempfile::tempdir().expect("a scratch directory");
     let store = open(dir.path());
     Subject { other: store.clone(), store, _server: None, _dir: Some(dir) }
 }
+
+/// What does not hold across the partitions of a Cluster, but only within one: the order of a queue's lanes, a gate, and
+/// members that are not named for their stream.
+const APART: [&str; 4] = [
+    "renew_moves_only_what_is_there",
+    "lanes_take_turns",
+    "taken_members_come_back_unless_dequeued",
+    "a_refused_commit_moves_nobody",
+];
 
 macro_rules! conformance {
     ($($of:ident: $($name:ident)*;)*) => {
@@ -67,6 +90,20 @@ macro_rules! conformance {
             async fn $name() {
                 super::$of::$name(&super::on_redis().await).await;
             })*)*
+        }
+        /// On a Cluster; in one test, because making a Cluster takes seconds.
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn j26_redis_cluster() {
+            let cluster = redis_cluster::RedisCluster::start(3, 0).await;
+            let mut failed = Vec::new();
+            $($(if !APART.contains(&stringify!($name)) {
+                let cluster = on_cluster(&cluster, stringify!($name)).await;
+                let test = std::panic::AssertUnwindSafe($of::$name(&cluster));
+                if futures_util::FutureExt::catch_unwind(test).await.is_err() {
+                    failed.push(stringify!($name));
+                }
+            })*)*
+            assert!(failed.is_empty(), "{failed:?}");
         }
         mod embedded {
             $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]

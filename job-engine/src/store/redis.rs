@@ -1,56 +1,56 @@
 //! The event log on Redis or Valkey: one hash and one Redis stream a stream, one sorted set an index.
 //!
-//! Keys, all under one hash tag so that every commit touches a single slot:
-//! `{ns}s:<stream>` hash of `h` head (`<last seq> <epoch>`), `f` first seq kept, `v` state, `b` fixed;
-//! `{ns}l:<stream>` Redis stream, entry id `<seq>-0` (which Redis refuses unless it grows), field `d`;
-//! `{ns}i:<index>` sorted set, score = due time in ms on the server's clock; `{ns}w` pub/sub channel of hints;
-//! `{ns}q:…` and `{ns}g:…` queues and gates, see `queues.lua`.
-//! `{ns}o` token of the log's origin ([`origin`]); `{ns}m` what is written to be waited for ([`confirm`]).
+//! Keys of one partition stand under one hash tag, so that every commit touches a single slot. On a Cluster there are
+//! several partitions ([`slots`]), elsewhere one, whose tag is the namespace:
+//! `{tag}s:<stream>` hash of `h` head (`<last seq> <epoch>`), `f` first seq kept, `v` state, `b` fixed;
+//! `{tag}l:<stream>` Redis stream, entry id `<seq>-0` (which Redis refuses unless it grows), field `d`;
+//! `{tag}i:<index>` sorted set, score = due time in ms on the server's clock; `{tag}w` pub/sub channel of hints;
+//! `{tag}q:…` and `{tag}g:…` queues and gates, see `queues.lua`.
+//! `{tag}o` token of the log's origin ([`origin`]); `{tag}m` what is written to be waited for ([`confirm`]);
+//! `{tag}?` is never used, see [`connection`].
 //!
 //! Invariant: every change happens inside one run of a Lua script, so whole or not at all; one run makes many
 //! changes that have nothing to do with each other ([`committer`]). A command whose answer was lost is sent again:
 //! scripts are idempotent, and a commit that finds its own work done recognises it (`own_work`).
 //! Needs `maxmemory-policy noeviction`; refuses to start otherwise, because an evicted stream is a lost job
-//! ([`inspect`]). Does not: run on a Cluster.
+//! ([`inspect`]).
 
+mod cluster;
 mod committer;
 mod confirm;
 mod connection;
 mod hints;
 mod inspect;
+mod keys;
 mod origin;
+mod partition;
 mod server;
+mod slots;
 mod tail;
 
 use std::{
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use ::redis::{FromRedisValue, Value, cmd};
+use ::redis::{FromRedisValue, Value};
 use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use futures_util::future::{join_all, try_join_all};
+use tokio::{sync::broadcast, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Answer, Commit, CommitOutcome, Entry, Expect, Extent, Gate, HINT_BUFFER, Head, Hint, IndexChange, Page,
-    Snapshot, Store, StoreError,
+    Answer, Commit, CommitOutcome, Expect, Extent, HINT_BUFFER, Head, Hint, IndexChange, Page, Snapshot,
+    Store, StoreError,
 };
-use crate::vitals::{Pulse, Vitals};
-use committer::{Change, Committer, QUEUE, Request, STUCK};
-use connection::{Connection, Script};
-use origin::Origin;
+use crate::vitals::Vitals;
+use committer::Change;
+use keys::Keys;
+use partition::{Common, Partition, Scripts};
 use server::Server;
-
-/// How many entries one XRANGE asks for.
-const CHUNK: usize = 128;
-
-/// How often the server's clock and the log's origin are looked at.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// What a report or a submission survives once it was answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,10 +67,11 @@ pub enum Acknowledge {
 /// Where Redis is and how its keys are named.
 #[derive(Clone, Debug)]
 pub struct RedisOptions {
-    /// `redis://[user:password@]host[:port][/db]`, or
-    /// `redis+sentinel://[user:password@]host[:port][,host[:port]…]/master-name[?db=0]`.
+    /// `redis://[user:password@]host[:port][/db]`,
+    /// `redis+sentinel://[user:password@]host[:port][,host[:port]…]/master-name[?db=0]`, or
+    /// `redis+cluster://[user:password@]host[:port][,host[:port]…]`.
     pub url: String,
-    /// The hash tag of every key: `[A-Za-z0-9:_-]{1,64}`. Engines that share it share their jobs.
+    /// The hash tag of every key, or what it begins with on a Cluster: `[A-Za-z0-9:_-]{1,64}`. Engines that share it share their jobs.
     pub namespace: String,
     /// How long a command is tried again, over reconnects, before the caller is told; at least once. An answer is
     /// waited for at most 0.6 of it, within 1 s to 6 s.
@@ -89,67 +90,13 @@ impl RedisOptions {
 
 /// The event log on Redis.
 pub struct RedisStore {
-    connection: Connection,
-    committer: Arc<Committer>,
-    commits: mpsc::Sender<Request>,
-    /// `None` when an answer is all that is asked for.
-    confirms: Option<mpsc::Sender<confirm::Request>>,
-    read: Script,
-    claim: Script,
-    take: Script,
-    renew: Script,
-    keys: Keys,
+    /// In the order of their slots; one unless on a Cluster.
+    partitions: Vec<Partition>,
     hints: broadcast::Sender<Hint>,
-    /// Server clock minus ours, in ms.
-    skew_ms: Arc<AtomicI64>,
-    origin: Arc<Origin>,
     vitals: Vitals,
-    _tasks: [AbortOnDropHandle<()>; 3],
-}
-
-#[derive(Clone)]
-struct Keys {
-    namespace: String,
-}
-
-impl Keys {
-    fn state(&self, stream: &str) -> String {
-        format!("{{{}}}s:{stream}", self.namespace)
-    }
-    fn log(&self, stream: &str) -> String {
-        format!("{{{}}}l:{stream}", self.namespace)
-    }
-    fn index(&self, index: &str) -> String {
-        format!("{{{}}}i:{index}", self.namespace)
-    }
-    /// The ring of a queue: see `queues.lua`, as for the next two.
-    fn queue(&self, queue: &str) -> String {
-        format!("{{{}}}q:{}:{queue}", self.namespace, queue.len())
-    }
-    fn gate(&self, gate: &str) -> String {
-        format!("{{{}}}g:{}:{gate}", self.namespace, gate.len())
-    }
-    fn lane(ring: &str, lane: &str) -> String {
-        format!("{ring}:{lane}")
-    }
-    /// The key that an index change is about.
-    fn of(&self, change: &IndexChange) -> String {
-        match change {
-            IndexChange::Put { index, .. } | IndexChange::Remove { index, .. } => self.index(index),
-            IndexChange::Enqueue { gate: Some(Gate { name, .. }), .. } => self.gate(name),
-            IndexChange::Enqueue { place, .. } | IndexChange::Dequeue { place } => self.queue(&place.queue),
-            IndexChange::Leave { gate, .. } => self.gate(gate),
-        }
-    }
-    fn channel(&self) -> String {
-        format!("{{{}}}w", self.namespace)
-    }
-    fn mark(&self) -> String {
-        format!("{{{}}}m", self.namespace)
-    }
-    fn origin(&self) -> String {
-        format!("{{{}}}o", self.namespace)
-    }
+    /// Which partition is asked first, in turn.
+    turn: AtomicUsize,
+    _listener: AbortOnDropHandle<()>,
 }
 
 impl RedisStore {
@@ -162,97 +109,88 @@ impl RedisStore {
         {
             return Err(StoreError::Unfit("the namespace must be [A-Za-z0-9:_-]{1,64}".into()));
         }
-        let keys = Keys { namespace: options.namespace.clone() };
         let server = Arc::new(Server::parse(&options.url)?);
-        let origin = Origin::new(keys.origin());
-        let patience = options.patience;
-        let connection = Connection::new(server.clone(), origin.clone(), options.acknowledge, patience);
+        let cluster = server.is_cluster();
+        let tags = if cluster { slots::tags(&options.namespace) } else { vec![options.namespace.clone()] };
+        let channels = tags.iter().map(|tag| Keys { tag: tag.clone() }.channel()).collect();
         let (hints, _) = broadcast::channel(HINT_BUFFER);
-        let skew_ms = Arc::new(AtomicI64::new(0));
-        sample_clock(&connection, &skew_ms).await?;
-        let committer = Arc::new(Committer {
-            connection: connection.clone(),
-            keys: keys.clone(),
-            commit: Script::new(concat!(include_str!("redis/queues.lua"), include_str!("redis/commit.lua"))),
-            delete: Script::new(concat!(
-                "#!lua flags=allow-oom\n",
-                include_str!("redis/queues.lua"),
-                include_str!("redis/commit.lua")
-            )),
-            origin: origin.clone(),
-            tail: Mutex::default(),
+        let common = Common {
+            options: options.clone(),
+            scripts: Arc::new(Scripts::new(cluster)),
+            hints: hints.clone(),
+            vitals: Vitals::default(),
+            partitions: tags.len(),
+        };
+        let parts = tags.into_iter().map(|tag| {
+            let server = server.with_slot(slots::slot(&tag));
+            Partition::connect(&common, server, tag)
         });
-        let (commits, requests) = mpsc::channel(QUEUE);
-        let vitals = Vitals::default();
-        // Ends with the store, when what it was given is answered.
-        tokio::spawn(committer.clone().run(requests, vitals.pulse("the committer", STUCK)));
-        let confirms = (options.acknowledge != Acknowledge::Memory).then(|| {
-            let (confirms, requests) = mpsc::channel(confirm::QUEUE);
-            let acknowledge = options.acknowledge;
-            let confirmer = confirm::Confirmer {
-                connection: connection.separate(),
-                keys: keys.clone(),
-                acknowledge,
-                patience,
-            };
-            tokio::spawn(confirmer.run(requests, vitals.pulse("the wait for disk or replica", STUCK)));
-            confirms
-        });
-        let listener = hints::Listener { server, channel: keys.channel(), hints: hints.clone(), patience };
+        let partitions = try_join_all(parts).await?;
+        let patience = options.patience;
+        let listener = hints::Listener { server, channels, hints: hints.clone(), patience };
+        let vitals = common.vitals;
         let hears = vitals.pulse("the subscription to hints", patience * 3);
-        let clock = Clock { connection: connection.clone(), skew_ms: skew_ms.clone(), hints: hints.clone() };
-        let ticks = vitals.pulse("the look at Redis's clock", patience * 3 + LOOK);
-        let mends = vitals.pulse("the repair of losses", STUCK);
-        let tasks = [
-            tokio::spawn(listener.listen(hears)),
-            tokio::spawn(clock.follow(origin.clone(), ticks)),
-            tokio::spawn(committer.clone().make_good(mends)),
-        ];
-        Ok(Self {
-            committer,
-            commits,
-            confirms,
-            read: Script::new(include_str!("redis/read.lua")),
-            claim: Script::new(include_str!("redis/claim.lua")),
-            take: Script::new(concat!(
-                "#!lua flags=allow-oom\n",
-                include_str!("redis/queues.lua"),
-                include_str!("redis/take.lua")
-            )),
-            renew: Script::new(include_str!("redis/renew.lua")),
-            connection,
-            keys,
-            hints,
-            skew_ms,
-            origin,
-            vitals,
-            _tasks: tasks.map(AbortOnDropHandle::new),
-        })
+        let listener = AbortOnDropHandle::new(tokio::spawn(listener.listen(hears)));
+        Ok(Self { partitions, hints, vitals, turn: AtomicUsize::new(0), _listener: listener })
     }
 
-    async fn range(
-        &self,
-        stream: &str,
-        after: u64,
-        count: usize,
-    ) -> Result<(Option<(Head, u64)>, Vec<Entry>), StoreError> {
-        let keys = [self.keys.state(stream), self.keys.log(stream)];
-        let args = [after.saturating_add(1).to_string().into(), count.to_string().into()];
-        let (reply, _) = self.connection.run(&self.read, &keys, &args).await?;
-        type Raw = ((Option<String>, Option<u64>), Vec<(String, Vec<(String, Vec<u8>)>)>);
-        let ((head, first), raw): Raw = parse(reply)?;
-        let head = match (head, first) {
-            (Some(text), Some(first)) => Some((head_of(&text)?, first)),
-            _ => None,
-        };
-        let entries = raw.into_iter().map(|(id, mut fields)| {
-            let seq = id.split_once('-').and_then(|(seq, _)| seq.parse().ok());
-            match (seq, fields.pop()) {
-                (Some(seq), Some((_, data))) => Ok(Entry { seq, data: Bytes::from(data) }),
-                _ => Err(StoreError::Damaged(format!("entry {id} of {stream}"))),
+    /// The partition of a stream, or of an index's member.
+    fn of(&self, name: &str) -> &Partition {
+        &self.partitions[slots::partition(name, self.partitions.len())]
+    }
+
+    /// Until when a request to every partition is tried again. Where there are several, one that is away must not hold
+    /// up the others: it is asked once.
+    fn give_up(&self) -> Instant {
+        if let [only] = &self.partitions[..] { only.give_up() } else { Instant::now() }
+    }
+
+    /// Every partition, another one first each time.
+    fn in_turn(&self) -> Vec<&Partition> {
+        let n = self.partitions.len();
+        let first = self.turn.fetch_add(1, Ordering::Relaxed) % n;
+        self.partitions.iter().cycle().skip(first).take(n).collect()
+    }
+}
+
+/// Gathers up to `n` members from partitions: each is asked for its share, then those that had as many as that for what
+/// is missing. One that fails is left out, unless all do.
+async fn gather<'p, F>(
+    mut parts: Vec<&'p Partition>,
+    n: usize,
+    ask: impl Fn(&'p Partition, usize) -> F,
+) -> Result<Vec<String>, StoreError>
+where
+    F: Future<Output = Result<Vec<String>, StoreError>>,
+{
+    let (mut found, mut answered, mut failure) = (Vec::new(), parts.is_empty(), None);
+    while found.len() < n && !parts.is_empty() {
+        let missing = n - found.len();
+        let later = parts.split_off(missing.min(parts.len()));
+        let (share, more) = (missing / parts.len(), missing % parts.len());
+        let shares = (0..parts.len()).map(|i| share + usize::from(i < more));
+        let asked: Vec<_> = parts.into_iter().zip(shares).collect();
+        let answers = join_all(asked.iter().map(|&(part, share)| ask(part, share))).await;
+        parts = later;
+        for ((part, share), answer) in asked.into_iter().zip(answers) {
+            match answer {
+                Ok(members) => {
+                    answered = true;
+                    if members.len() >= share {
+                        parts.push(part);
+                    }
+                    found.extend(members);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a part of the log is left out");
+                    failure = Some(error);
+                }
             }
-        });
-        Ok((head, entries.collect::<Result<_, _>>()?))
+        }
+    }
+    match failure {
+        Some(error) if !answered => Err(error),
+        _ => Ok(found),
     }
 }
 
@@ -272,12 +210,8 @@ impl Store for RedisStore {
                 }
             };
             let done = Head { seq: before.seq + events.len() as u64, epoch: before.epoch };
-            let change = Change { stream, expected, done, state, fixed, events, first_seq, index };
-            let stopped = || StoreError::Unavailable("the event log has stopped".into());
-            let (reply, answer) = oneshot::channel();
-            let request = Request { change, give_up: self.connection.give_up(), reply };
-            self.commits.send(request).await.map_err(|_| stopped())?;
-            answer.await.map_err(|_| stopped())?
+            let partition = self.of(&stream);
+            partition.commit(Change { stream, expected, done, state, fixed, events, first_seq, index }).await
         })
     }
 
@@ -292,95 +226,65 @@ impl Store for RedisStore {
             first_seq: 0,
             index,
         };
-        Box::pin(async move { self.committer.delete(change, self.connection.give_up()).await })
+        Box::pin(async move { self.of(&change.stream).delete(change).await })
     }
 
     fn load(&self, streams: Vec<String>) -> Answer<'_, Vec<Option<Snapshot>>> {
         Box::pin(async move {
-            if streams.is_empty() {
-                return Ok(Vec::new());
+            if let [only] = &self.partitions[..] {
+                return if streams.is_empty() { Ok(Vec::new()) } else { only.load(&streams).await };
             }
-            self.committer.load(&streams).await
+            self.apart(streams, |partition, streams| async move { partition.load(&streams).await }).await
         })
     }
 
     fn read(&self, stream: &str, after: u64, limit: usize, max_bytes: usize) -> Answer<'_, Option<Page>> {
         let stream = stream.to_owned();
-        Box::pin(async move {
-            let mut page: Option<Page> = None;
-            let (mut next, mut bytes) = (after, 0);
-            loop {
-                let have = page.as_ref().map_or(0, |p| p.entries.len());
-                let want = (limit - have).min(CHUNK);
-                let (head, entries) = self.range(&stream, next, want).await?;
-                let Some((head, first_seq)) = head else { return Ok(page) };
-                let page = page.get_or_insert(Page { head: head.clone(), first_seq, entries: Vec::new() });
-                // A log that was made anew between two chunks continues nothing.
-                if page.head.epoch != head.epoch {
-                    break;
-                }
-                let full = entries.len() == want;
-                for entry in entries {
-                    let expected =
-                        if page.entries.is_empty() { (after + 1).max(page.first_seq) } else { next + 1 };
-                    if entry.seq != expected && page.entries.is_empty() {
-                        return Err(StoreError::Damaged(format!("{stream} lacks event {expected}")));
-                    }
-                    bytes += entry.data.len();
-                    // A hole behind a dense beginning was trimmed meanwhile: the next page will say so.
-                    if entry.seq != expected || (bytes > max_bytes && !page.entries.is_empty()) {
-                        return Ok(Some(page.clone()));
-                    }
-                    next = entry.seq;
-                    page.entries.push(entry);
-                }
-                if !full || page.entries.len() >= limit || bytes >= max_bytes {
-                    break;
-                }
-            }
-            Ok(page)
-        })
+        Box::pin(async move { self.of(&stream).read(&stream, after, limit, max_bytes).await })
     }
 
     fn claim(&self, index: &str, n: usize, hold: Duration) -> Answer<'_, Vec<String>> {
-        let key = self.keys.index(index);
+        let index = index.to_owned();
         Box::pin(async move {
-            let args = [Bytes::from(n.to_string()), Bytes::from(millis(hold).to_string())];
-            parse(self.connection.run(&self.claim, &[key], &args).await?.0)
+            let give_up = self.give_up();
+            gather(self.in_turn(), n, |partition, n| partition.claim(&index, n, hold, give_up)).await
         })
     }
 
     fn take(&self, queue: &str, n: usize, hold: Duration) -> Answer<'_, Vec<String>> {
-        let key = self.keys.queue(queue);
+        let queue = queue.to_owned();
         Box::pin(async move {
-            let args = [Bytes::from(n.to_string()), Bytes::from(millis(hold).to_string())];
-            parse(self.connection.run(&self.take, &[key], &args).await?.0)
+            let give_up = self.give_up();
+            let mut parts = self.in_turn();
+            if parts.len() > 1 {
+                // Who is asked for nothing has nothing to hide meanwhile.
+                let there = join_all(parts.iter().map(|partition| partition.has_queue(&queue))).await;
+                let there = parts.into_iter().zip(there);
+                parts = there.filter(|(_, has)| *has.as_ref().unwrap_or(&false)).map(|(p, _)| p).collect();
+            }
+            gather(parts, n, |partition, n| partition.take(&queue, n, hold, give_up)).await
         })
     }
 
     fn count(&self, extents: Vec<Extent>) -> Answer<'_, Vec<u64>> {
         Box::pin(async move {
+            let mut sums = vec![0; extents.len()];
             if extents.is_empty() {
-                return Ok(Vec::new());
+                return Ok(sums);
             }
-            let mut pipe = ::redis::pipe();
-            for extent in &extents {
-                pipe.cmd("ZCARD").arg(match extent {
-                    Extent::Index(index) => self.keys.index(index),
-                    Extent::Lane { queue, lane } => Keys::lane(&self.keys.queue(queue), lane),
-                    Extent::Waiting { gate, lane } => Keys::lane(&self.keys.gate(gate), lane),
-                });
+            let counts = self.partitions.iter().map(|partition| partition.count(&extents));
+            for counts in try_join_all(counts).await? {
+                sums.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);
             }
-            parse(self.connection.pipeline(&pipe).await?)
+            Ok(sums)
         })
     }
 
     fn renew(&self, index: &str, members: Vec<String>, after: Duration) -> Answer<'_, Vec<bool>> {
-        let key = self.keys.index(index);
+        let index = index.to_owned();
         Box::pin(async move {
-            let mut args = vec![Bytes::from(millis(after).to_string())];
-            args.extend(members.into_iter().map(Bytes::from));
-            parse(self.connection.run(&self.renew, &[key], &args).await?.0)
+            let (index, give_up) = (&index, self.give_up());
+            self.apart(members, |partition, members| partition.renew(index, members, after, give_up)).await
         })
     }
 
@@ -390,32 +294,22 @@ impl Store for RedisStore {
         before: Option<(u64, String)>,
         limit: usize,
     ) -> Answer<'_, Vec<(u64, String)>> {
-        let key = self.keys.index(index);
+        let index = index.to_owned();
         Box::pin(async move {
-            let max = before.as_ref().map_or("+inf".to_owned(), |(due, _)| due.to_string());
-            let mut found: Vec<(u64, String)> = Vec::new();
-            let mut offset = 0;
-            loop {
-                let mut cmd = cmd("ZREVRANGEBYSCORE");
-                cmd.arg(&key).arg(&max).arg("-inf").arg("WITHSCORES").arg("LIMIT").arg(offset).arg(limit);
-                let page: Vec<(String, f64)> = parse(self.connection.command(&cmd).await?)?;
-                let (rows, last) = (page.len(), page.len() < limit);
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-                // scores are ms, below 2^53
-                let keys = page.into_iter().map(|(member, due)| (due as u64, member));
-                // Members due in the same ms as `before` come again: skip them by name.
-                found.extend(keys.filter(|key| before.as_ref().is_none_or(|before| key < before)));
-                if last || found.len() >= limit {
-                    found.truncate(limit);
-                    return Ok(found);
-                }
-                offset += rows;
+            let lists = self.partitions.iter().map(|p| p.list(&index, before.as_ref(), limit));
+            let mut lists = try_join_all(lists).await?;
+            if let [only] = &mut lists[..] {
+                return Ok(std::mem::take(only));
             }
+            let mut found = lists.concat();
+            found.sort_unstable_by(|a, b| b.cmp(a));
+            found.truncate(limit);
+            Ok(found)
         })
     }
 
     fn now_ms(&self) -> u64 {
-        local_ms().saturating_add_signed(self.skew_ms.load(Ordering::Relaxed))
+        self.partitions[0].now_ms()
     }
 
     fn hints(&self) -> broadcast::Receiver<Hint> {
@@ -424,20 +318,57 @@ impl Store for RedisStore {
 
     fn ping(&self) -> Answer<'_, ()> {
         Box::pin(async move {
-            self.connection.ping().await?;
+            try_join_all(self.partitions.iter().map(Partition::ping)).await?;
             self.vitals.check().map_err(StoreError::Unavailable)
         })
     }
 
     fn confirm(&self, stream: &str, at: &Head) -> Answer<'_, ()> {
-        match &self.confirms {
-            Some(confirms) => Box::pin(confirm::ask(confirms, stream, at)),
-            None => Box::pin(std::future::ready(Ok(()))),
-        }
+        let (stream, at) = (stream.to_owned(), at.clone());
+        Box::pin(async move { self.of(&stream).confirm(&stream, &at).await })
     }
 
     fn generation(&self) -> u64 {
-        self.origin.generation()
+        self.partitions.iter().map(Partition::generation).sum()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.partitions.len() == 1 || self.partitions.iter().all(Partition::is_up)
+    }
+}
+
+impl RedisStore {
+    /// Asks each partition about those of the names that are its, and answers in the order of the names.
+    async fn apart<'s, T, F>(
+        &'s self,
+        names: Vec<String>,
+        ask: impl Fn(&'s Partition, Vec<String>) -> F,
+    ) -> Result<Vec<T>, StoreError>
+    where
+        F: Future<Output = Result<Vec<T>, StoreError>>,
+    {
+        let mut places = vec![(Vec::new(), Vec::new()); self.partitions.len()];
+        let total = names.len();
+        for (i, name) in names.into_iter().enumerate() {
+            let (numbers, names) = &mut places[slots::partition(&name, self.partitions.len())];
+            numbers.push(i);
+            names.push(name);
+        }
+        let concerned =
+            places.into_iter().zip(&self.partitions).filter(|((numbers, _), _)| !numbers.is_empty());
+        let asked = concerned.map(|((numbers, names), partition)| {
+            let answer = ask(partition, names);
+            async move { Ok::<_, StoreError>((numbers, answer.await?)) }
+        });
+        let mut found: Vec<(usize, T)> = Vec::with_capacity(total);
+        for (numbers, answers) in try_join_all(asked).await? {
+            found.extend(numbers.into_iter().zip(answers));
+        }
+        found.sort_unstable_by_key(|(i, _)| *i);
+        if found.len() < total {
+            return Err(StoreError::Damaged("the server answered less than it was asked".into()));
+        }
+        Ok(found.into_iter().map(|(_, answer)| answer).collect())
     }
 }
 
@@ -475,42 +406,4 @@ fn millis(d: Duration) -> u64 {
 fn local_ms() -> u64 {
     static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
     millis(BEGAN.elapsed())
-}
-
-async fn sample_clock(connection: &Connection, skew_ms: &AtomicI64) -> Result<(), StoreError> {
-    let before = local_ms();
-    let (seconds, micros): (u64, u64) = parse(connection.command(&cmd("TIME")).await?)?;
-    let middle = u64::midpoint(before, local_ms());
-    let server = seconds * 1000 + micros / 1000;
-    skew_ms.store(server.cast_signed() - middle.cast_signed(), Ordering::Relaxed);
-    Ok(())
-}
-
-/// Looks at the server now and then.
-struct Clock {
-    connection: Connection,
-    skew_ms: Arc<AtomicI64>,
-    hints: broadcast::Sender<Hint>,
-}
-
-impl Clock {
-    /// Keeps [`Store::now_ms`] on the server's clock, and notices when the log is not the one that it was.
-    async fn follow(self, origin: Arc<Origin>, pulse: Pulse) {
-        let mut generation = origin.generation();
-        loop {
-            tokio::time::sleep(LOOK).await;
-            match sample_clock(&self.connection, &self.skew_ms).await {
-                Ok(()) => match self.connection.check_origin().await {
-                    Ok(()) => pulse.beat(),
-                    Err(error) => tracing::debug!(%error, "cannot look at the log's origin"),
-                },
-                Err(error) => tracing::debug!(%error, "cannot read the server's clock"),
-            }
-            if generation != origin.generation() {
-                generation = origin.generation();
-                // Whoever holds something in memory looks whether it is still there.
-                let _ = self.hints.send(Hint::Lost);
-            }
-        }
-    }
 }

@@ -209,7 +209,7 @@ async fn j25_scripts_are_flushed_and_memory_fills_under_load() {
 
 #[tokio::test]
 async fn j27_a_cluster_a_replica_or_a_wrong_password_is_named_at_the_start() {
-    let cluster = RedisServer::start_with(&["--cluster-enabled", "yes"]);
+    let cluster = RedisServer::start_node();
     let text = refusal(&cluster.url()).await;
     assert!(text.contains("redis+cluster://"), "{text}");
     let locked = RedisServer::start();

@@ -10,7 +10,7 @@ use job_engine::store::{
 
 use super::{
     RedisServer, connect,
-    proxy::Proxy,
+    pair::Pair,
     suite::{absent, commit, eventually, head, load, must, put},
 };
 
@@ -20,67 +20,20 @@ async fn next(store: &dyn Store, stream: &str, at: Head, event: &str) -> Head {
     must(store, commit(stream, Expect::At(at), event, &[event])).await
 }
 
+async fn store(pair: &Pair) -> Arc<dyn Store> {
+    let options = RedisOptions { namespace: "conformance".into(), ..RedisOptions::new(pair.url()) };
+    Arc::new(RedisStore::connect(&options).await.expect("redis-server answers"))
+}
+
 async fn texts(store: &dyn Store, stream: &str) -> Vec<String> {
     let page = store.read(stream, 0, 100, usize::MAX).await.expect("an answer").expect("the stream");
     page.entries.iter().map(|e| String::from_utf8_lossy(&e.data).into_owned()).collect()
 }
 
-/// A primary with a replica behind a link that can be held, and a way to them that leads to either.
-struct Pair {
-    primary: RedisServer,
-    replica: RedisServer,
-    link: Proxy,
-    way: Proxy,
-}
-
-impl Pair {
-    async fn start() -> Self {
-        let primary = RedisServer::start();
-        let (link, way) = (Proxy::to(primary.port()).await, Proxy::to(primary.port()).await);
-        let master = format!("127.0.0.1 {}", link.port());
-        let replica = RedisServer::start_with(&["--replicaof", &master]);
-        let pair = Self { primary, replica, link, way };
-        pair.synced().await;
-        pair
-    }
-
-    async fn store(&self) -> Arc<dyn Store> {
-        let options = RedisOptions { namespace: "conformance".into(), ..RedisOptions::new(self.way.url()) };
-        Arc::new(RedisStore::connect(&options).await.expect("redis-server answers"))
-    }
-
-    /// Waits until the replica has everything.
-    async fn synced(&self) {
-        eventually("the replica is up to date", async || {
-            let field = |server: &RedisServer, name: &str| {
-                let info = server.command("INFO replication").ok()?;
-                info.lines().find_map(|l| Some(l.strip_prefix(name)?.trim().to_owned()))
-            };
-            let written = field(&self.primary, "master_repl_offset:")?;
-            let up = field(&self.replica, "master_link_status:")? == "up";
-            (up && field(&self.replica, "slave_repl_offset:")? == written).then_some(())
-        })
-        .await;
-    }
-
-    /// Nothing that is written from now on reaches the replica.
-    fn hold(&self) {
-        self.link.pause(true);
-    }
-
-    /// The primary dies with what the replica does not have, and the replica takes over.
-    fn fail_over(&mut self) {
-        self.primary.kill();
-        self.link.cut();
-        assert!(self.replica.command("REPLICAOF NO ONE").expect("a reply").starts_with("+OK"));
-        self.way.lead_to(self.replica.port());
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn j23_what_a_failover_lost_is_written_again_under_its_numbers() {
     let mut pair = Pair::start().await;
-    let store = pair.store().await;
+    let store = store(&pair).await;
     let a1 = must(&*store, commit("a", absent("e"), "1", &["1"])).await;
     let b1 = must(&*store, commit("b", absent("e"), "1", &["1"])).await;
     pair.synced().await;
@@ -107,7 +60,7 @@ async fn j23_what_a_failover_lost_is_written_again_under_its_numbers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn j23_two_writers_of_one_stream_restore_it_together() {
     let mut pair = Pair::start().await;
-    let (one, two) = (pair.store().await, pair.store().await);
+    let (one, two) = (store(&pair).await, store(&pair).await);
     let mut at = must(&*one, commit("a", absent("e"), "1", &["1"])).await;
     pair.synced().await;
     pair.hold();
@@ -127,7 +80,7 @@ async fn j23_two_writers_of_one_stream_restore_it_together() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn j23_a_tail_whose_writer_is_gone_is_seen_to_be_missing() {
     let mut pair = Pair::start().await;
-    let (store, gone) = (pair.store().await, pair.store().await);
+    let (store, gone) = (store(&pair).await, store(&pair).await);
     let at = must(&*store, commit("a", absent("e"), "1", &["1"])).await;
     pair.synced().await;
     pair.hold();

@@ -238,3 +238,21 @@ async fn j25_commits_of_one_batch_are_answered_each_by_itself() {
     }
     assert_eq!(told, ["b1", "a", "b3"]);
 }
+
+#[tokio::test]
+async fn j28_a_ring_of_ten_events_stays_as_small() {
+    let server = RedisServer::start();
+    let store = connect(&server).await;
+    let line = "x".repeat(100);
+    let mut at = must(&*store, commit("a", absent("e"), "s", &[&line])).await;
+    for _ in 0..2000 {
+        let first_seq = (at.seq + 1).saturating_sub(9);
+        let next = Commit { first_seq, ..commit("a", Expect::At(at), "s", &[&line]) };
+        at = must(&*store, next).await;
+    }
+    let page = store.read("a", 0, 100, usize::MAX).await.expect("an answer").expect("the stream");
+    assert_eq!((page.first_seq, page.entries.len()), (at.seq - 9, 10));
+    // Redis drops whole nodes of a stream, of 4 KiB each.
+    let bytes: u64 = server.ask(&["MEMORY", "USAGE", "{conformance}l:a"]).expect("an answer");
+    assert!(bytes < 16 << 10, "{bytes} bytes for ten lines of a hundred");
+}

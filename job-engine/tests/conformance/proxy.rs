@@ -1,4 +1,5 @@
 //! A TCP proxy that can be cut, can swallow everything in silence, and can lead elsewhere.
+#![allow(dead_code)] // shared by tests that each use a part of it
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -4,6 +4,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -32,14 +33,43 @@ impl RedisServer {
 
     /// Starts a server with these arguments behind the usual ones.
     pub(crate) fn start_with(arguments: &[&str]) -> Self {
-        let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
+        Self::begin(free_port, |port, dir| usual(port, dir, arguments))
+    }
+
+    /// Starts a node that may join a Cluster.
+    pub(crate) fn start_node() -> Self {
+        let node = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--appendonly", "no"];
+        // Its bus is 10,000 ports above.
+        let port = || {
+            let mut ports = (0..100).map(|_| rand::random_range(10_000..22_000));
+            let free =
+                |port: &u16| [0, 10_000].iter().all(|n| TcpListener::bind(("127.0.0.1", port + n)).is_ok());
+            ports.find(free).expect("two free ports")
+        };
+        Self::begin(port, |port, dir| usual(port, dir, &node))
+    }
+
+    /// Starts a sentinel that watches over `mymaster` at this port, with others; two of them decide.
+    pub(crate) fn start_sentinel(master: u16) -> Self {
+        Self::begin(free_port, |port, dir| {
+            let file = dir.join("sentinel.conf");
+            let text = format!(
+                "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor mymaster 127.0.0.1 {master} 2\n\
+                 sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 5000\n",
+                dir.display()
+            );
+            std::fs::write(&file, text).expect("the file is written");
+            vec![file.display().to_string(), "--sentinel".into()]
+        })
+    }
+
+    fn begin(port: impl Fn() -> u16, arguments: impl Fn(u16, &Path) -> Vec<String>) -> Self {
         // The port is free when it is chosen, and may be taken when it is used: choose again then.
         for _ in 0..5 {
             let dir = tempfile::tempdir().expect("a scratch directory");
-            let port =
-                TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-            let child = spawn(port, dir.path(), &arguments);
-            let mut server = Self { child, port, dir, arguments: arguments.clone() };
+            let port = port();
+            let arguments = arguments(port, dir.path());
+            let mut server = Self { child: spawn(&arguments), port, dir, arguments };
             if server.answers() {
                 return server;
             }
@@ -69,7 +99,7 @@ impl RedisServer {
 
     /// Starts it again where it was.
     pub(crate) fn start_again(&mut self) {
-        self.child = spawn(self.port, self.dir.path(), &self.arguments);
+        self.child = spawn(&self.arguments);
         assert!(self.answers(), "redis-server did not answer within {PATIENCE:?}");
     }
 
@@ -81,6 +111,12 @@ impl RedisServer {
         let mut reply = vec![0; 65536];
         let length = socket.read(&mut reply)?;
         Ok(String::from_utf8_lossy(&reply[..length]).into_owned())
+    }
+
+    /// A line of `INFO`.
+    pub(crate) fn info(&self, name: &str) -> Option<String> {
+        let info = self.command("INFO").ok()?;
+        info.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned()))
     }
 
     fn answers(&mut self) -> bool {
@@ -102,11 +138,20 @@ impl Drop for RedisServer {
     }
 }
 
-fn spawn(port: u16, dir: &std::path::Path, arguments: &[String]) -> Child {
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+}
+
+fn usual(port: u16, dir: &Path, more: &[&str]) -> Vec<String> {
+    let (port, dir) = (port.to_string(), dir.display().to_string());
+    let usual =
+        ["--bind", "127.0.0.1", "--port", &port, "--dir", &dir, "--save", "", "--loglevel", "warning"];
+    let durable = ["--appendfsync", "always", "--repl-diskless-sync-delay", "0"];
+    usual.iter().chain(&durable).chain(more).map(|argument| (*argument).to_owned()).collect()
+}
+
+fn spawn(arguments: &[String]) -> Child {
     let mut command = Command::new("redis-server");
-    command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--loglevel", "warning"]);
-    command.args(["--appendfsync", "always", "--repl-diskless-sync-delay", "0"]).arg("--dir").arg(dir);
-    command.args(arguments);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("redis-server (7.0 or newer) must be installed to run these tests")
 }

@@ -22,11 +22,13 @@ use tokio::{
 };
 
 use super::{
-    Keys,
     connection::{Connection, Script, typed},
+    keys::Keys,
     millis,
     origin::Origin,
-    parse, snapshot,
+    parse,
+    partition::Scripts,
+    snapshot,
     tail::Tail,
 };
 use crate::{
@@ -80,8 +82,7 @@ pub(super) struct Request {
 pub(super) struct Committer {
     pub(super) connection: Connection,
     pub(super) keys: Keys,
-    pub(super) commit: Script,
-    pub(super) delete: Script,
+    pub(super) scripts: Arc<Scripts>,
     pub(super) origin: Arc<Origin>,
     pub(super) tail: Mutex<Tail>,
 }
@@ -123,7 +124,7 @@ impl Committer {
         }
         let Some(give_up) = batch.iter().map(|request| request.give_up).min() else { return };
         let (changes, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|r| (r.change, r.reply)).unzip();
-        match self.send(&self.commit, changes, give_up).await {
+        match self.send(&self.scripts.commit, changes, give_up).await {
             // A caller that stopped waiting needs no answer.
             Ok(outcomes) => replies.into_iter().zip(outcomes).for_each(|(r, o)| drop(r.send(o))),
             Err(error) => replies.into_iter().for_each(|r| drop(r.send(Err(error.clone())))),
@@ -132,7 +133,7 @@ impl Committer {
 
     /// Deletes a stream.
     pub(super) async fn delete(&self, change: Change, give_up: Instant) -> Outcome {
-        let outcomes = self.send(&self.delete, vec![change], give_up).await?;
+        let outcomes = self.send(&self.scripts.delete, vec![change], give_up).await?;
         outcomes.into_iter().next().unwrap_or_else(|| Err(unanswered()))
     }
 
@@ -198,10 +199,9 @@ impl Committer {
         match now {
             // A head never goes back.
             Some(now) => now.head.epoch == expected.epoch && now.head.seq < expected.seq,
-            // Deleted, or lost: the log's origin tells, if it is looked at now.
+            // Deleted, or lost: the log's origin tells, if it is looked at now. Its owner asks it, too.
             None => {
-                self.tail.lock().missing(&change.stream, None, u64::MAX).is_some()
-                    && self.connection.check_origin().await.is_ok()
+                self.connection.check_origin().await.is_ok()
                     && self.tail.lock().missing(&change.stream, None, self.origin.generation()).is_some()
             }
         }
@@ -220,7 +220,7 @@ impl Committer {
             let Some(change) = missing else { return Ok(head) };
             let (from, to) = (head.map_or(0, |h| h.seq), change.done.seq);
             let deletes = change.events.is_empty();
-            let script = if deletes { &self.delete } else { &self.commit };
+            let script = if deletes { &self.scripts.delete } else { &self.scripts.commit };
             // Not kept once more: it is in the tail already.
             let cmd = self.command(script, std::slice::from_ref(&change));
             let (reply, _) = self.connection.evaluate(script, &cmd, give_up).await?;

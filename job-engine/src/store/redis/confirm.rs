@@ -13,9 +13,11 @@ use redis::{Value, pipe};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Acknowledge, Keys,
+    Acknowledge,
     connection::{Connection, response_timeout},
-    head_of, millis, parse,
+    head_of,
+    keys::Keys,
+    millis, parse,
 };
 use crate::{
     store::{Head, StoreError},

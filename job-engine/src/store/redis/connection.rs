@@ -32,13 +32,28 @@ const CONNECT: Duration = Duration::from_secs(3);
 
 /// A Lua script, known to the server by its hash.
 pub(super) struct Script {
-    source: &'static str,
+    source: String,
     hash: String,
 }
 
+/// What scripts begin with on a Cluster. While a slot moves, a key that is not here may be on the node that it moves to,
+/// and a script that needs it would fail half-way; so none begins before the slot has moved. A name that nobody uses
+/// is not here for sure, and asking for it fails then.
+const STAY: &str = "\
+local here = redis.pcall('EXISTS', string.match(KEYS[1], '^{[^}]*}') .. '?')
+if type(here) == 'table' then return redis.error_reply('TRYAGAIN the slot is moving') end
+";
+
 impl Script {
-    pub(super) fn new(source: &'static str) -> Self {
-        Self { source, hash: redis::Script::new(source).get_hash().to_owned() }
+    /// A script of these parts, the first of which may begin with a shebang.
+    pub(super) fn new(cluster: bool, parts: &[&str]) -> Self {
+        let mut source = parts.concat();
+        if cluster {
+            let behind = if source.starts_with("#!") { source.find('\n').map_or(0, |at| at + 1) } else { 0 };
+            source.insert_str(behind, STAY);
+        }
+        let hash = redis::Script::new(&source).get_hash().to_owned();
+        Self { source, hash }
     }
 
     /// A call with this many keys; they and the arguments are yet to be added.
@@ -104,12 +119,14 @@ impl Connection {
         Self::new(inner.server.clone(), inner.origin.clone(), inner.acknowledge, inner.patience)
     }
 
-    /// Runs a script; also says whether it was sent more than once, so that an earlier try may have taken effect.
+    /// Runs a script, tried again until `give_up`; also says whether it was sent more than once, so that an earlier try
+    /// may have taken effect.
     pub(super) async fn run(
         &self,
         script: &Script,
         keys: &[String],
         args: &[Bytes],
+        give_up: Instant,
     ) -> Result<(Value, bool), StoreError> {
         let mut cmd = script.command(keys.len());
         for key in keys {
@@ -118,7 +135,7 @@ impl Connection {
         for arg in args {
             cmd.arg(&arg[..]);
         }
-        self.evaluate(script, &cmd, self.give_up()).await
+        self.evaluate(script, &cmd, give_up).await
     }
 
     /// Like [`run`](Self::run) with a command of [`Script::command`], tried again until `give_up`. An error inside
@@ -189,7 +206,7 @@ impl Connection {
             Request::Pipeline(pipe) => pipe.query_async(connection).await,
             Request::Script(script, cmd) => match send(connection, cmd).await {
                 Err(e) if e.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                    match send(connection, redis::cmd("SCRIPT").arg("LOAD").arg(script.source)).await {
+                    match send(connection, redis::cmd("SCRIPT").arg("LOAD").arg(&script.source)).await {
                         Ok(_) => send(connection, cmd).await,
                         Err(e) => Err(e),
                     }
@@ -201,8 +218,20 @@ impl Connection {
             if is_over(&error) {
                 self.drop_if(live.number, &error);
             }
-            typed(&error)
+            match error.kind() {
+                ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::CrossSlot)
+                    if !self.0.server.is_cluster() =>
+                {
+                    StoreError::Unfit(format!("this is a Redis Cluster; use redis+cluster:// ({error})"))
+                }
+                _ => typed(&error),
+            }
         })
+    }
+
+    /// Whether there is a connection now, which says that the server answered when it was last asked.
+    pub(super) fn is_up(&self) -> bool {
+        self.0.current.lock().live.is_some()
     }
 
     /// The connection that there is, or a new one.
@@ -242,7 +271,7 @@ impl Connection {
         let connection = client.get_multiplexed_async_connection_with_config(&config).await;
         let mut connection = connection.map_err(|e| unreached(&e))?;
         let facts = Facts::of(&mut connection).await?;
-        let warnings = inspect::judge(&facts, inner.acknowledge)?;
+        let warnings = inspect::judge(&facts, inner.acknowledge, inner.server.is_cluster())?;
         inner.origin.observe(&mut connection, &facts).await?;
         let mut current = inner.current.lock();
         if current.warned != warnings {
@@ -308,15 +337,13 @@ pub(super) fn typed(error: &RedisError) -> StoreError {
         _ if matches!(error.code(), Some("MISCONF" | "NOREPLICAS" | "BUSY" | "UNBLOCKED")) => {
             StoreError::Unavailable(text)
         }
+        // A slot that has moved, is moving, or has no master yet.
         ErrorKind::Server(
             ServerErrorKind::Moved
             | ServerErrorKind::Ask
-            | ServerErrorKind::CrossSlot
             | ServerErrorKind::TryAgain
-            | ServerErrorKind::ClusterDown,
-        ) => StoreError::Unfit(format!("this is a Redis Cluster; use redis+cluster:// ({text})")),
-        ErrorKind::Server(
-            ServerErrorKind::BusyLoading
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::BusyLoading
             | ServerErrorKind::ReadOnly
             | ServerErrorKind::MasterDown
             | ServerErrorKind::NoScript,
@@ -351,7 +378,11 @@ fn is_over(error: &RedisError) -> bool {
     let demoted = matches!(
         error.kind(),
         ErrorKind::Server(
-            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
+            ServerErrorKind::ReadOnly
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::BusyLoading
+                | ServerErrorKind::Moved
+                | ServerErrorKind::ClusterDown
         )
     );
     demoted

@@ -1,6 +1,6 @@
 //! Listens to the hint channel on a connection of its own, for ever.
 //!
-//! One subscription per engine, never one per viewer or per job. While it is broken hints are lost, so every
+//! One connection per engine, never one per viewer or per job. While it is broken hints are lost, so every
 //! (re)subscription begins with [`Hint::Lost`], which makes listeners look for themselves. A connection that was cut
 //! in silence is noticed by a ping that is not answered. Does not: know what the hints are about.
 
@@ -18,7 +18,8 @@ use crate::{store::Hint, vitals::Pulse};
 /// Where to listen, and whom to tell.
 pub(super) struct Listener {
     pub(super) server: Arc<Server>,
-    pub(super) channel: String,
+    /// One of each partition. On a Cluster every node hears them all.
+    pub(super) channels: Vec<String>,
     pub(super) hints: broadcast::Sender<Hint>,
     /// See [`super::RedisOptions::patience`].
     pub(super) patience: Duration,
@@ -48,7 +49,7 @@ impl Listener {
         let answer = response_timeout(self.patience);
         let subscribe = async {
             let mut pubsub = self.server.client().await?.get_async_pubsub().await?;
-            pubsub.subscribe(&self.channel).await?;
+            pubsub.subscribe(&self.channels).await?;
             Ok(pubsub)
         };
         let pubsub = timeout(answer, subscribe).await.map_err(|_| "no answer")?.map_err(text)?;

@@ -14,7 +14,7 @@ use crate::store::StoreError;
 pub(super) struct Facts {
     /// `redis_version`; Valkey says the version of Redis that it is compatible with.
     pub(super) version: Option<(u32, u32)>,
-    cluster: bool,
+    cluster: Option<bool>,
     replica: bool,
     loading: bool,
     policy: Option<String>,
@@ -47,7 +47,7 @@ impl Facts {
         });
         Self {
             version,
-            cluster: field("redis_mode").is_some_and(|mode| mode == "cluster"),
+            cluster: field("redis_mode").map(|mode| mode == "cluster"),
             replica: field("role").is_some_and(|role| role == "slave"),
             loading: field("loading").is_some_and(|loading| loading == "1"),
             policy: field("maxmemory_policy"),
@@ -83,7 +83,12 @@ fn allowed<T>(answer: Result<T, RedisError>) -> Result<Option<T>, StoreError> {
 }
 
 /// What to warn of, or why the server cannot be used: [`StoreError::Unavailable`] if that may pass by itself.
-pub(super) fn judge(facts: &Facts, acknowledge: Acknowledge) -> Result<Vec<String>, StoreError> {
+/// `cluster`: whether a node of a Cluster is expected.
+pub(super) fn judge(
+    facts: &Facts,
+    acknowledge: Acknowledge,
+    cluster: bool,
+) -> Result<Vec<String>, StoreError> {
     let unfit = |what: String| Err(StoreError::Unfit(what));
     if facts.loading {
         return Err(StoreError::Unavailable("Redis is loading its data".into()));
@@ -93,8 +98,10 @@ pub(super) fn judge(facts: &Facts, acknowledge: Acknowledge) -> Result<Vec<Strin
             "this Redis is a replica; jobs are written to its master".into(),
         ));
     }
-    if facts.cluster {
-        return unfit("this is a Redis Cluster; use redis+cluster://".into());
+    match (facts.cluster, cluster) {
+        (Some(true), false) => return unfit("this is a Redis Cluster; use redis+cluster://".into()),
+        (Some(false), true) => return unfit("this Redis is no node of a Cluster; use redis://".into()),
+        _ => {}
     }
     match facts.version {
         Some((major, minor)) if major < 7 => {
@@ -161,7 +168,8 @@ mod tests {
 
     #[test]
     fn j24_a_server_is_refused_or_warned_of_with_what_to_do() {
-        let verdict = |info: &str, config, acknowledge| match judge(&facts(info, config), acknowledge) {
+        let verdict = |info: &str, config, acknowledge| match judge(&facts(info, config), acknowledge, false)
+        {
             Ok(warnings) => warnings.join("\n"),
             Err(error) => error.to_string(),
         };
@@ -179,13 +187,13 @@ mod tests {
             assert!(memory(info).contains(word), "{info}: {}", memory(info));
         }
         assert!(matches!(
-            judge(&facts("role:slave", DURABLE), Acknowledge::Memory),
+            judge(&facts("role:slave", DURABLE), Acknowledge::Memory, false),
             Err(StoreError::Unavailable(_))
         ));
         let snapshots = &[("save", "3600 1"), ("appendfsync", "everysec")];
         assert!(verdict("aof_enabled:0", snapshots, Acknowledge::Memory).contains("last snapshot"));
         assert!(
-            judge(&Facts::default(), Acknowledge::Memory)
+            judge(&Facts::default(), Acknowledge::Memory, false)
                 .is_ok_and(|w| w.len() == 1 && w[0].contains("cannot see"))
         );
     }
@@ -193,7 +201,7 @@ mod tests {
     #[test]
     fn j30_fsync_is_refused_where_it_cannot_be_had() {
         let refused = |info: &str, fsync: &str| {
-            judge(&facts(info, &[("save", ""), ("appendfsync", fsync)]), Acknowledge::Fsync)
+            judge(&facts(info, &[("save", ""), ("appendfsync", fsync)]), Acknowledge::Fsync, false)
                 .err()
                 .map(|e| e.to_string())
         };

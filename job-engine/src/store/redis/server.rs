@@ -1,14 +1,17 @@
-//! Where Redis is: one address, or a master that Sentinel knows.
+//! Where Redis is: one address, a master that Sentinel knows, or a slot of a Cluster.
 //!
-//! The address is looked up anew for every connection, by DNS or by asking the sentinels, so that a connection made
-//! after a failover leads to the new master. Does not: connect, or judge what it finds ([`super::inspect`]).
+//! The address is looked up anew for every connection, by DNS or by asking the sentinels or the nodes, so that a
+//! connection made after a failover leads to the new master. Does not: connect, or judge what it finds ([`super::inspect`]).
 
 use redis::{
     Client, ConnectionInfo, IntoConnectionInfo as _, RedisResult,
     sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType},
 };
+use std::sync::Arc;
+
 use tokio::sync::Mutex;
 
+use super::cluster::{Cluster, with_port};
 use crate::store::StoreError;
 
 /// The port of a sentinel that is given without one.
@@ -20,24 +23,42 @@ pub(super) enum Server {
     Single(Client),
     /// `redis+sentinel://`: wherever the sentinels say.
     Sentinel(Mutex<SentinelClient>),
+    /// `redis+cluster://`: the master that has a slot, or any node.
+    Cluster(Arc<Cluster>, Option<u16>),
 }
 
 impl Server {
-    /// `redis://[user:password@]host[:port][/db]` or
-    /// `redis+sentinel://[user:password@]host[:port][,host[:port]…]/master-name[?db=0]`.
+    /// `redis://[user:password@]host[:port][/db]`,
+    /// `redis+sentinel://[user:password@]host[:port][,host[:port]…]/master-name[?db=0]`, or
+    /// `redis+cluster://[user:password@]host[:port][,host[:port]…]`.
     ///
-    /// User and password are the master's; the sentinels are asked without.
+    /// User and password are the masters'; the sentinels are asked without.
     pub(super) fn parse(url: &str) -> Result<Self, StoreError> {
         let unusable = |what: &str| StoreError::Unfit(format!("the URL of Redis: {what}"));
         match url.split_once("://") {
             Some(("redis", _)) => Ok(Self::Single(Client::open(url).map_err(|e| unusable(&e.to_string()))?)),
             Some(("redis+sentinel", rest)) => sentinel(rest).map_err(|what| unusable(&what)),
-            Some(("redis+cluster", _)) => Err(unusable("Redis Cluster is not supported yet")),
-            Some(("rediss" | "rediss+sentinel", _)) => {
+            Some(("redis+cluster", rest)) => {
+                let cluster = Cluster::parse(rest).map_err(|what| unusable(&what))?;
+                Ok(Self::Cluster(Arc::new(cluster), None))
+            }
+            Some(("rediss" | "rediss+sentinel" | "rediss+cluster", _)) => {
                 Err(unusable("this build speaks no TLS; put a TLS proxy beside it, or use a private network"))
             }
-            _ => Err(unusable("it begins with redis:// or redis+sentinel://")),
+            _ => Err(unusable("it begins with redis://, redis+sentinel:// or redis+cluster://")),
         }
+    }
+
+    /// Where a slot is; everywhere the same place, but on a Cluster.
+    pub(super) fn with_slot(self: &Arc<Self>, slot: u16) -> Arc<Self> {
+        match &**self {
+            Self::Cluster(cluster, _) => Arc::new(Self::Cluster(cluster.clone(), Some(slot))),
+            _ => self.clone(),
+        }
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(..))
     }
 
     /// A client for where Redis is now.
@@ -45,6 +66,8 @@ impl Server {
         match self {
             Self::Single(client) => Ok(client.clone()),
             Self::Sentinel(sentinels) => sentinels.lock().await.async_get_client().await,
+            Self::Cluster(cluster, Some(slot)) => cluster.master(*slot).await,
+            Self::Cluster(cluster, None) => cluster.any().await,
         }
     }
 }
@@ -64,10 +87,9 @@ fn sentinel(rest: &str) -> Result<Server, String> {
     let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
     let mut sentinels = Vec::new();
     for host in hosts.split(',') {
-        let with_port = |host: &str| format!("redis://{host}:{SENTINEL_PORT}");
-        let bare = host.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err());
-        let url = if bare { with_port(host) } else { format!("redis://{host}") };
-        let info = url.into_connection_info().map_err(|e| format!("the sentinel {host:?}: {e}"))?;
+        let info = format!("redis://{}", with_port(host, SENTINEL_PORT))
+            .into_connection_info()
+            .map_err(|e| format!("the sentinel {host:?}: {e}"))?;
         sentinels.push(info);
     }
     // The user part is read by the library, so that it means the same as in a redis:// URL.
@@ -93,6 +115,8 @@ mod tests {
             "redis://user:secret@redis/3",
             "redis+sentinel://a,b:26380,[::1]:26381/mymaster",
             "redis+sentinel://:secret@a:1/mymaster?db=2",
+            "redis+cluster://a,b:7001,[::1]:7002",
+            "redis+cluster://user:secret@a",
         ] {
             assert!(Server::parse(good).is_ok(), "{good}");
         }
@@ -101,7 +125,8 @@ mod tests {
             ("redis+sentinel://a:1/", "master's name"),
             ("redis+sentinel://a:1/m?db=x", "db is a number"),
             ("redis+sentinel://a:1/m?tls=1", "db=<number>"),
-            ("redis+cluster://a:1", "Cluster"),
+            ("redis+cluster://a:1/1", "no numbered databases"),
+            ("redis+cluster://", "node"),
             ("rediss://a:1", "TLS"),
             ("http://a:1", "redis://"),
             ("a:1", "redis://"),

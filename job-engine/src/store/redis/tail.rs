@@ -4,8 +4,8 @@
 //! moments. Every change that was committed here is kept for a while; [`Tail::missing`] says what has to be committed
 //! once more behind a head that went back. It is committed like everything else, at exactly the head it followed then,
 //! under the same numbers and the same epoch: what somebody else has written meanwhile is never overwritten, and
-//! readers notice nothing. Does not: keep what other processes wrote (they do), or more than [`KEEP`] and
-//! [`MAX_BYTES`]; what is missing then is lost, and whoever owns the stream has to say so.
+//! readers notice nothing. Does not: keep what other processes wrote (they do), for longer than [`KEEP`],
+//! or more than it may; what is missing then is lost, and whoever owns the stream has to say so.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,14 +21,12 @@ use crate::store::{Head, IndexChange};
 
 /// How much older than the newest change a kept one may be. While nothing can be committed nothing is forgotten.
 const KEEP: Duration = Duration::from_secs(10);
-/// How much is kept, in bytes of events and states.
-const MAX_BYTES: usize = 16 << 20;
 /// What a change costs besides its events and state, roughly.
 const OVERHEAD: usize = 256;
 
 /// The changes that were committed last.
-#[derive(Default)]
 pub(super) struct Tail {
+    max_bytes: usize,
     streams: HashMap<Arc<str>, VecDeque<Kept>>,
     /// Oldest first: when, and of which stream the first change kept is to be forgotten.
     order: VecDeque<(Instant, Arc<str>)>,
@@ -59,6 +57,11 @@ impl Kept {
 }
 
 impl Tail {
+    /// Nothing yet; later up to `max_bytes` of events and states.
+    pub(super) fn new(max_bytes: usize) -> Self {
+        Self { max_bytes, streams: HashMap::new(), order: VecDeque::new(), bytes: 0 }
+    }
+
     /// Keeps a change that was committed in this generation of the log, and forgets what is too old or too much.
     pub(super) fn keep(&mut self, change: Change, generation: u64) {
         self.keep_at(Instant::now(), change, generation);
@@ -83,7 +86,7 @@ impl Tail {
         }
         changes.push_back(kept);
         self.order.push_back((now, stream));
-        while self.bytes > MAX_BYTES || self.order.front().is_some_and(|(then, _)| now - *then > KEEP) {
+        while self.bytes > self.max_bytes || self.order.front().is_some_and(|(then, _)| now - *then > KEEP) {
             let Some((_, stream)) = self.order.pop_front() else { break };
             if let Some(changes) = self.streams.get_mut(&stream) {
                 self.bytes -= changes.pop_front().map_or(0, |kept| kept.bytes());
@@ -106,7 +109,14 @@ impl Tail {
     /// later than the change's is.
     pub(super) fn missing(&self, stream: &str, head: Option<&Head>, generation: u64) -> Option<Change> {
         let changes = self.streams.get(stream)?;
-        let first = changes.iter().position(|kept| kept.expected.as_ref() == head)?;
+        let first = match head {
+            Some(_) => changes.iter().position(|kept| kept.expected.as_ref() == head)?,
+            None => changes.iter().rposition(|kept| kept.expected.is_none())?,
+        };
+        // Not there, and that is how it was left.
+        if head.is_none() && changes.range(first..).any(Kept::deletes) {
+            return None;
+        }
         let mut run = changes.range(first..).take_while({
             let mut over = false;
             move |kept| {
@@ -167,7 +177,7 @@ mod tests {
 
     #[test]
     fn j23_what_is_missing_is_one_change_to_the_end() {
-        let mut tail = Tail::default();
+        let mut tail = Tail::new(16 << 20);
         for (from, to) in [(0, 1), (1, 3), (3, 4)] {
             tail.keep(change(from, to, 10), 0);
         }
@@ -182,7 +192,7 @@ mod tests {
 
     #[test]
     fn j23_others_changes_between_are_left_to_them() {
-        let mut tail = Tail::default();
+        let mut tail = Tail::new(16 << 20);
         tail.keep(change(1, 2, 10), 0);
         // 3 was written by another process.
         tail.keep(change(3, 4, 10), 0);
@@ -193,7 +203,7 @@ mod tests {
 
     #[test]
     fn j23_a_deletion_is_given_again_by_itself() {
-        let mut tail = Tail::default();
+        let mut tail = Tail::new(16 << 20);
         tail.keep(change(1, 2, 10), 0);
         tail.keep(Change { events: vec![], state: Bytes::new(), done: head(2), ..change(2, 2, 0) }, 0);
         assert_eq!(shape(tail.missing("a", Some(&head(1)), 0)), Some((1, 1, 2, 1)));
@@ -201,11 +211,21 @@ mod tests {
     }
 
     #[test]
+    fn j24_what_was_made_and_deleted_is_not_made_again() {
+        let mut tail = Tail::new(16 << 20);
+        tail.keep(change(0, 2, 10), 0);
+        tail.keep(Change { events: vec![], state: Bytes::new(), done: head(2), ..change(2, 2, 0) }, 0);
+        assert_eq!(shape(tail.missing("a", None, 1)), None);
+        tail.keep(change(0, 3, 10), 0);
+        assert_eq!(shape(tail.missing("a", None, 1)), Some((0, 3, 3, 1)));
+    }
+
+    #[test]
     fn the_tail_is_bounded_by_bytes_and_age() {
-        let mut tail = Tail::default();
+        let mut tail = Tail::new(16 << 20);
         for seq in 1..=100u64 {
             tail.keep(Change { stream: format!("s{seq}"), ..change(1, 2, 1 << 20) }, 0);
-            assert!(tail.bytes <= MAX_BYTES);
+            assert!(tail.bytes <= tail.max_bytes);
         }
         assert_eq!((tail.streams.len(), tail.order.len()), (15, 15));
         // However long nothing can be committed, only the next change makes the others older.
