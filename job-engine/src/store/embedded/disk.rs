@@ -18,6 +18,7 @@ use std::{
     collections::HashMap,
     fs::{File, TryLockError},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf as _, BufMut as _, Bytes};
@@ -59,6 +60,10 @@ pub(super) struct Record {
     pub(super) snapshot: Snapshot,
 }
 
+/// How long a directory may still be locked by a process that is about to end, or by a child that somebody just forked
+/// and that has yet to exec: it holds every open file for a moment.
+const HANDOVER: Duration = Duration::from_secs(1);
+
 /// Key of one event: log id and number.
 pub(super) type EventKey = (u64, u64);
 
@@ -94,10 +99,14 @@ impl Disk {
         std::fs::create_dir_all(dir).map_err(|e| at(&e))?;
         let lock = File::options().create(true).truncate(false).write(true).open(dir.join("lock"));
         let lock = lock.map_err(|e| at(&e))?;
-        lock.try_lock().map_err(|e| match e {
-            TryLockError::WouldBlock => at(&"the directory is in use by another process"),
-            TryLockError::Error(e) => at(&e),
-        })?;
+        let begun = Instant::now();
+        while let Err(e) = lock.try_lock() {
+            match e {
+                TryLockError::WouldBlock if begun.elapsed() < HANDOVER => std::thread::sleep(HANDOVER / 100),
+                TryLockError::WouldBlock => return Err(at(&"the directory is in use by another process")),
+                TryLockError::Error(e) => return Err(at(&e)),
+            }
+        }
         let path = dir.join("log");
         if !path.exists() {
             // Made aside and renamed, so that a process killed meanwhile leaves nothing half made.
