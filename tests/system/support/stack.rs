@@ -44,6 +44,8 @@ pub(crate) struct Stack {
     /// Addresses as `host:port`.
     pub(crate) http: String,
     pub(crate) gateway_admin: String,
+    /// What the worker offers.
+    kinds: Vec<String>,
     scratch: TempDir,
 }
 
@@ -91,18 +93,24 @@ impl Stack {
         let gateway = gateway.into_iter().chain(options.gateway).collect();
         let gateway = Process::start("gateway", &binary("edge-gateway"), gateway, dir);
         let worker = Process::start("worker", &binary("tidegate-worker"), worker, dir);
-        let mut stack = Self { gateway, worker, engine, _redis: redis, client, http, gateway_admin, scratch };
+        let configured =
+            options.config.lines().filter_map(|l| l.strip_prefix("kind = \"")?.strip_suffix('"'));
+        let kinds = ["demo", "csv-import"].into_iter().chain(configured).map(str::to_owned).collect();
+        let mut stack =
+            Self { gateway, worker, engine, _redis: redis, client, http, gateway_admin, kinds, scratch };
         stack.ready().await;
         stack
     }
 
     /// Waits until the worker's kinds are on offer through the gateway.
     pub(crate) async fn ready(&mut self) {
-        let Self { gateway, worker, engine, client, .. } = self;
+        let Self { gateway, worker, engine, client, kinds: expected, .. } = self;
         eventually("the worker's kinds are on offer", async || {
             [&mut *engine, &mut *gateway, &mut *worker].into_iter().for_each(Process::assert_running);
             let kinds = client.call(client.request(Method::GET, &["api", "kinds"])).await.ok()?;
-            kinds["kinds"].as_array()?.iter().any(|k| k["kind"] == "demo" && k["live"] == true).then_some(())
+            let offered = kinds["kinds"].as_array()?;
+            let live = |kind: &String| offered.iter().any(|k| k["kind"] == **kind && k["live"] == true);
+            expected.iter().all(live).then_some(())
         })
         .await;
     }
