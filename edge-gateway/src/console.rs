@@ -5,11 +5,11 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use axum::{
     Router,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{MethodRouter, get},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-const HTML: &str = "text/html; charset=utf-8";
+pub(crate) const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
 const JS: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
@@ -25,6 +25,9 @@ const ASSETS: &[(&str, &str, &[u8])] = &[
     ("/card-view.js", JS, include_bytes!("../assets/card-view.js")),
     ("/chart.js", JS, include_bytes!("../assets/chart.js")),
     ("/client.js", JS, include_bytes!("../assets/client.js")),
+    ("/docs", HTML, include_bytes!("../assets/docs.html")),
+    ("/docs.css", CSS, include_bytes!("../assets/docs.css")),
+    ("/docs.js", JS, include_bytes!("../assets/docs.js")),
     ("/dom.js", JS, include_bytes!("../assets/dom.js")),
     ("/form.js", JS, include_bytes!("../assets/form.js")),
     ("/format.js", JS, include_bytes!("../assets/format.js")),
@@ -37,13 +40,20 @@ const ASSETS: &[(&str, &str, &[u8])] = &[
 
 /// One route a file.
 pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    ASSETS.iter().fold(Router::new(), |router, &(path, kind, content)| {
-        let mut hasher = DefaultHasher::new();
-        content.hash(&mut hasher);
-        let etag = format!("\"{:016x}\"", hasher.finish());
-        router
-            .route(path, get(move |headers: HeaderMap| async move { serve(&headers, kind, &etag, content) }))
-    })
+    ASSETS
+        .iter()
+        .fold(Router::new(), |router, &(path, kind, content)| router.route(path, file(kind, content)))
+}
+
+/// The answer to whoever asks for this file.
+pub(crate) fn file<S: Clone + Send + Sync + 'static>(
+    kind: &'static str,
+    content: &'static [u8],
+) -> MethodRouter<S> {
+    let mut hasher = DefaultHasher::new();
+    content.hash(&mut hasher);
+    let etag = format!("\"{:016x}\"", hasher.finish());
+    get(move |headers: HeaderMap| async move { serve(&headers, kind, &etag, content) })
 }
 
 /// The file, or word that the browser has it already.

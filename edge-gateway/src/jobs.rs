@@ -20,12 +20,20 @@ use tidegate_proto::{
     },
 };
 use tonic::Status;
+use utoipa::{
+    IntoParams, ToSchema,
+    openapi::{
+        ObjectBuilder, Required, SchemaFormat, Type,
+        path::{Parameter, ParameterBuilder, ParameterIn},
+    },
+};
 use uuid::Uuid;
 
 use crate::{
     caller::{Anybody, Caller, Controller, May, Reader, Submitter},
     engine::Client,
     json::{JobView, KindView},
+    openapi::{Problems, ProblemsOfJob},
     problem::Problem,
     routes::{App, MAX_BODY_BYTES},
 };
@@ -56,42 +64,81 @@ impl fmt::Display for JobId {
     }
 }
 
+impl IntoParams for JobId {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let uuid = SchemaFormat::Custom("uuid".into());
+        let schema = ObjectBuilder::new().schema_type(Type::String).format(Some(uuid));
+        let parameter = ParameterBuilder::new().name("jobId").parameter_in(ParameterIn::Path);
+        vec![parameter.required(Required::True).schema(Some(schema)).build()]
+    }
+}
+
 /// A body, read within its limit.
 pub(crate) struct Body(pub(crate) Result<Bytes, Problem>);
 
-#[derive(Deserialize)]
+/// A job to be made.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Submission {
+    /// What kind of job: `GET /api/kinds` lists them.
+    #[schema(pattern = "^[a-z][a-z0-9._-]{0,63}$")]
     kind: String,
-    /// Kept as text: 64-bit integers and the order of keys survive.
+    /// What the worker is given. Kept as text: 64-bit integers and the order of keys survive.
     #[serde(default)]
+    #[schema(value_type = Option<Value>)]
     input: Option<Box<RawValue>>,
     #[serde(default)]
     options: Options,
 }
 
-#[derive(Default, Deserialize)]
+/// When it runs, how often it is tried, and beside which others. Seconds may have a fraction.
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Options {
+    /// How long it waits before it is queued; 0 unless given.
+    #[schema(value_type = Option<f64>, minimum = 0)]
     delay_seconds: Option<Seconds>,
+    /// How many attempts may fail in all; 1 unless given.
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 100)]
     max_attempts: Option<NonZeroU32>,
+    /// The pause after the first failure, doubled after each further one; 1 unless given.
+    #[schema(value_type = Option<f64>, minimum = 0)]
     backoff_seconds: Option<Seconds>,
+    /// The longest pause; 300 unless given.
+    #[schema(value_type = Option<f64>, minimum = 0)]
     max_backoff_seconds: Option<Seconds>,
+    /// How often a worker may vanish with it; 3 unless given.
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 100)]
     max_stalls: Option<NonZeroU32>,
+    /// How long it is kept after its end, 60 at least; a week unless given.
+    #[schema(value_type = Option<f64>, minimum = 60)]
     retention_seconds: Option<Seconds>,
+    /// Orders an owner's own jobs of a kind: the higher starts first.
     #[serde(default)]
+    #[schema(minimum = -100, maximum = 100)]
     priority: i32,
+    /// Ends an attempt that takes longer, at most 30 days; none unless given.
+    #[schema(value_type = Option<f64>, minimum = 1)]
     timeout_seconds: Option<Seconds>,
+    /// Ends an attempt that reports nothing for so long, at most 30 days; none unless given.
+    #[schema(value_type = Option<f64>, minimum = 1)]
     progress_deadline_seconds: Option<Seconds>,
     concurrency: Option<ConcurrencyKey>,
+    /// One unfinished job at most has this key in the tenant.
+    #[schema(max_length = 128)]
     unique_key: Option<String>,
+    /// Starts at this time; instead of a delay.
+    #[schema(value_type = Option<String>, format = DateTime)]
     run_at: Option<Moment>,
 }
 
-#[derive(Deserialize)]
+/// How many jobs with the same key run at once, in the whole tenant.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Concurrency)]
 struct ConcurrencyKey {
     key: String,
+    #[schema(minimum = 1, maximum = 1000)]
     limit: u32,
 }
 
@@ -151,29 +198,64 @@ impl Seconds {
     }
 }
 
-#[derive(Default, Deserialize)]
+/// Why a job is called off.
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Cancellation {
+    /// For people; the job's viewers see it.
     #[serde(default)]
     reason: String,
 }
 
 /// Filters and pages of a list.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Listing {
+    /// How many jobs a page has at most; the engine's choice unless given.
     #[serde(default)]
     limit: u32,
+    /// `next` of the page before.
     #[serde(default)]
     cursor: String,
     /// State names, separated by commas.
     #[serde(default)]
+    #[param(example = "QUEUED,PROCESSING")]
     status: String,
+    /// Jobs of this kind only.
     #[serde(default)]
     kind: String,
 }
 
-/// `POST /api/jobs`
+/// A page of jobs, newest first.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Jobs)]
+struct Page<'a> {
+    jobs: Vec<JobView<'a>>,
+    /// The cursor of the next page; absent on the last.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    next: &'a str,
+}
+
+/// The kinds of job on offer.
+#[derive(Serialize, ToSchema)]
+struct Kinds<'a> {
+    kinds: Vec<KindView<'a>>,
+}
+
+/// Submit a job
+///
+/// The same `Idempotency-Key` with the same body answers with the job that it made, for as long as that job is kept.
+/// Needs the scope `jobs:submit`.
+#[utoipa::path(
+    post, path = "/api/jobs", tag = "jobs", operation_id = "submitJob", request_body = Submission,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes it safe to send the request again")),
+    responses(
+        (status = 201, description = "The job was made", body = JobView<'_>, headers(("Location" = String))),
+        (status = 200, description = "The job had been made before, by the same idempotency key", body = JobView<'_>),
+        Problems,
+    )
+)]
 pub(crate) async fn submit(
     State(app): State<App>,
     May(caller): Submitter,
@@ -209,18 +291,18 @@ pub(crate) async fn submit(
     Ok((status, [(header::LOCATION, location)], json(&JobView::from(&job))).into_response())
 }
 
-/// `GET /api/jobs`
+/// List one's jobs
+///
+/// Needs the scope `jobs:read`; with `jobs:admin`, the jobs of all subjects of one's tenant.
+#[utoipa::path(
+    get, path = "/api/jobs", tag = "jobs", operation_id = "listJobs", params(Listing),
+    responses((status = 200, description = "A page", body = Page<'_>), Problems)
+)]
 pub(crate) async fn list(
     State(app): State<App>,
     May(caller): Reader,
     query: Result<Query<Listing>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct Page<'a> {
-        jobs: Vec<JobView<'a>>,
-        #[serde(skip_serializing_if = "str::is_empty")]
-        next: &'a str,
-    }
     let Query(listing) = query.map_err(|e| Problem::invalid(&e.body_text()))?;
     let mut states = Vec::new();
     for name in listing.status.split(',').filter(|name| !name.is_empty()) {
@@ -240,7 +322,13 @@ pub(crate) async fn list(
     Ok(json(&Page { jobs, next: &answer.next_page_token }))
 }
 
-/// `GET /api/jobs/{jobId}`
+/// Show a job
+///
+/// Needs the scope `jobs:read`.
+#[utoipa::path(
+    get, path = "/api/jobs/{jobId}", tag = "jobs", operation_id = "showJob", params(JobId),
+    responses((status = 200, description = "The job", body = JobView<'_>), ProblemsOfJob)
+)]
 pub(crate) async fn show(
     State(app): State<App>,
     May(caller): Reader,
@@ -249,7 +337,15 @@ pub(crate) async fn show(
     snapshot(&app, &caller, &job_id.parse()?).await
 }
 
-/// `POST /api/jobs/{jobId}/cancel`
+/// Cancel a job
+///
+/// A waiting job ends at once; the worker of a running one is told to stop, and has until
+/// `cancelRequested.deadline`. Needs the scope `jobs:control`.
+#[utoipa::path(
+    post, path = "/api/jobs/{jobId}/cancel", tag = "jobs", operation_id = "cancelJob", params(JobId),
+    request_body = Option<Cancellation>,
+    responses((status = 202, description = "The job as it is now", body = JobView<'_>), ProblemsOfJob)
+)]
 pub(crate) async fn cancel(
     State(app): State<App>,
     May(caller): Controller,
@@ -264,7 +360,13 @@ pub(crate) async fn cancel(
     Ok((StatusCode::ACCEPTED, json(&JobView::from(&present(answer.job)?))).into_response())
 }
 
-/// `POST /api/jobs/{jobId}/retry`
+/// Retry a failed or cancelled job
+///
+/// It is queued again, with its log and its checkpoint. Needs the scope `jobs:control`.
+#[utoipa::path(
+    post, path = "/api/jobs/{jobId}/retry", tag = "jobs", operation_id = "retryJob", params(JobId),
+    responses((status = 202, description = "The job as it is now", body = JobView<'_>), ProblemsOfJob)
+)]
 pub(crate) async fn retry(
     State(app): State<App>,
     May(caller): Controller,
@@ -277,7 +379,13 @@ pub(crate) async fn retry(
     Ok((StatusCode::ACCEPTED, json(&JobView::from(&present(answer.job)?))).into_response())
 }
 
-/// `DELETE /api/jobs/{jobId}`
+/// Delete an ended job
+///
+/// With its log; its viewers are told. Needs the scope `jobs:control`.
+#[utoipa::path(
+    delete, path = "/api/jobs/{jobId}", tag = "jobs", operation_id = "deleteJob", params(JobId),
+    responses((status = 204, description = "It is gone"), ProblemsOfJob)
+)]
 pub(crate) async fn delete(
     State(app): State<App>,
     May(caller): Controller,
@@ -289,12 +397,14 @@ pub(crate) async fn delete(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// `GET /api/kinds`
+/// List the kinds of job
+///
+/// Needs a credential, and no scope.
+#[utoipa::path(
+    get, path = "/api/kinds", tag = "jobs", operation_id = "listKinds",
+    responses((status = 200, description = "What workers offer, with the schema of its input", body = Kinds<'_>), Problems)
+)]
 pub(crate) async fn kinds(State(app): State<App>, _: Anybody) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct Kinds<'a> {
-        kinds: Vec<KindView<'a>>,
-    }
     let request = ListKindsRequest {};
     let answer = app.engine.call(request, |mut client, r| async move { client.list_kinds(r).await }).await?;
     Ok(json(&Kinds { kinds: answer.kinds.iter().map(KindView::from).collect() }))

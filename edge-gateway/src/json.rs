@@ -11,6 +11,10 @@ use tidegate_proto::{
     cursor::Cursor,
     v1::{CancelRequested, Job, JobState, KindOffer, Progress, job},
 };
+use utoipa::{
+    ToSchema,
+    openapi::{Object, ObjectBuilder, Type},
+};
 
 /// A JSON document supplied by somebody else.
 pub(crate) enum Document<'a> {
@@ -97,61 +101,104 @@ pub(crate) fn state(number: i32) -> &'static str {
     JobState::try_from(number).unwrap_or_default().short_name()
 }
 
-/// A job, as `GET /api/jobs/{jobId}` answers it.
-#[derive(Serialize)]
+/// How the API document describes a state's name.
+pub(crate) fn state_schema() -> Object {
+    let names = (1..).map_while(|number| JobState::try_from(number).ok()).map(JobState::short_name);
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).build()
+}
+
+/// A job. Times are RFC 3339 in UTC with milliseconds; what is not known yet is left out.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Job)]
 pub(crate) struct JobView<'a> {
+    #[schema(format = "uuid")]
     job_id: &'a str,
     kind: &'a str,
+    #[schema(schema_with = state_schema)]
     status: &'static str,
+    /// How many times a worker has begun with it.
     attempt: u32,
     tenant: &'a str,
+    /// The subject that submitted it.
     owner: &'a str,
+    /// What was submitted, key for key and digit for digit.
+    #[schema(value_type = Value)]
     input: Document<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     created_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     updated_at: Option<String>,
+    /// When the first attempt began.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     started_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     finished_at: Option<String>,
+    /// When a scheduled job is queued.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     run_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     progress: Option<ProgressView<'a>>,
+    /// The last checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     checkpoint: Option<CheckpointView<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cancel_requested: Option<CancelView<'a>>,
-    #[serde(flatten)]
-    outcome: Option<Outcome<'a>>,
+    /// Of a completed job: what its worker returned; may be null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Value>)]
+    result: Option<Document<'a>>,
+    /// Of a failed job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorView<'a>>,
+    /// Of a cancelled job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cancelled: Option<CancelledView<'a>>,
+    /// Where its log stands: a stream that begins here misses nothing that comes after this answer.
     cursor: String,
 }
 
-/// How a job ended: one of three keys.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-enum Outcome<'a> {
-    Result(Document<'a>),
-    Error { code: &'a str, message: &'a str, retryable: bool },
-    Cancelled { by: &'a str, reason: &'a str },
+/// Why a job failed.
+#[derive(Serialize, ToSchema)]
+#[schema(as = JobError)]
+struct ErrorView<'a> {
+    /// For programs, such as `timeout`; chosen by the worker.
+    code: &'a str,
+    message: &'a str,
+    /// Whether another attempt might succeed.
+    retryable: bool,
 }
 
-/// A checkpoint's name and size; its bytes are the worker's own.
-#[derive(Serialize)]
+/// Who cancelled a job, and why.
+#[derive(Serialize, ToSchema)]
+#[schema(as = JobCancelled)]
+struct CancelledView<'a> {
+    by: &'a str,
+    reason: &'a str,
+}
+
+/// A checkpoint's name and size in bytes; its content is the worker's own.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Checkpoint)]
 pub(crate) struct CheckpointView<'a> {
     pub(crate) name: &'a str,
     pub(crate) size: u32,
 }
 
-/// A cancellation that was asked for.
-#[derive(Serialize)]
+/// A cancellation that was asked for, and by when the worker has to obey.
+#[derive(Serialize, ToSchema)]
+#[schema(as = CancelRequested)]
 pub(crate) struct CancelView<'a> {
     by: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     deadline: Option<String>,
 }
 
@@ -162,10 +209,12 @@ impl<'a> From<&'a CancelRequested> for CancelView<'a> {
 }
 
 /// The last progress, without the keys that belong to the event around it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Progress)]
 struct ProgressView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<f64>, minimum = 0, maximum = 100)]
     percent: Option<Number>,
     #[serde(flatten)]
     measure: Measure<'a>,
@@ -174,24 +223,30 @@ struct ProgressView<'a> {
 }
 
 /// How far the work is, besides its percentage and message.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Measure<'a> {
+    /// Counted in `unit`, as are `total` and `rate`; may exceed 2^53.
     #[serde(skip_serializing_if = "Option::is_none")]
     done: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     total: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     unit: Option<&'a str>,
+    /// The step at hand, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     step: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     steps: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     step_name: Option<&'a str>,
+    /// Per second.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<f64>)]
     rate: Option<Number>,
+    /// How long it may take until the end, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<f64>)]
     eta_seconds: Option<Number>,
 }
 
@@ -212,6 +267,17 @@ impl<'a> From<&'a Progress> for Measure<'a> {
 
 impl<'a> From<&'a Job> for JobView<'a> {
     fn from(job: &'a Job) -> Self {
+        let (mut result, mut error, mut cancelled) = (None, None, None);
+        match &job.outcome {
+            Some(job::Outcome::Completed(c)) => result = Some(Document::new(&c.result_json)),
+            Some(job::Outcome::Failed(f)) => {
+                error = Some(ErrorView { code: &f.code, message: &f.message, retryable: f.retryable });
+            }
+            Some(job::Outcome::Cancelled(c)) => {
+                cancelled = Some(CancelledView { by: &c.by, reason: &c.reason });
+            }
+            None => {}
+        }
         Self {
             job_id: &job.job_id,
             kind: &job.kind,
@@ -232,28 +298,30 @@ impl<'a> From<&'a Job> for JobView<'a> {
             }),
             checkpoint: job.checkpoint.as_ref().map(|c| CheckpointView { name: &c.name, size: c.size }),
             cancel_requested: job.cancel_requested.as_ref().map(CancelView::from),
-            outcome: job.outcome.as_ref().map(|outcome| match outcome {
-                job::Outcome::Completed(c) => Outcome::Result(Document::new(&c.result_json)),
-                job::Outcome::Failed(f) => {
-                    Outcome::Error { code: &f.code, message: &f.message, retryable: f.retryable }
-                }
-                job::Outcome::Cancelled(c) => Outcome::Cancelled { by: &c.by, reason: &c.reason },
-            }),
+            result,
+            error,
+            cancelled,
             cursor: Cursor::new(job.last_seq, job.epoch.as_str()).to_string(),
         }
     }
 }
 
-/// A kind on offer, as `GET /api/kinds` lists it.
-#[derive(Serialize)]
+/// A kind of job on offer.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Kind)]
 pub(crate) struct KindView<'a> {
     kind: &'a str,
     description: &'a str,
+    /// A JSON Schema of its input, as its workers gave it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Value>)]
     input_schema: Option<Document<'a>>,
+    /// An example of its input.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Value>)]
     example: Option<Document<'a>>,
+    /// Whether a worker offers it now; a kind that was offered before is known still, and its jobs wait.
     live: bool,
 }
 

@@ -10,11 +10,12 @@ use tidegate_auth::{Refused, Scope};
 use tidegate_proto::cursor::CursorError;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+use utoipa::ToSchema;
 
 use crate::{access, hub::jittered_retry, limits::Refusal, sse::Goodbye};
 
 /// A field of a request that breaks a rule.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct Field {
     /// The field's path, such as `options.maxAttempts`.
     field: String,
@@ -262,19 +263,30 @@ impl From<Status> for Problem {
     }
 }
 
-/// The document on the wire.
-#[derive(Serialize)]
-struct Document<'a> {
+/// A problem document (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(crate) struct Document<'a> {
+    /// Which problem: an address where it is described.
+    #[schema(schema_with = crate::problems::types)]
     r#type: String,
     title: &'static str,
+    /// The status of the answer.
     status: u16,
+    /// What went wrong this time, for people.
     detail: String,
+    /// Of `invalid-argument`: which fields, as far as that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Field>>)]
     fields: Option<&'a [Field]>,
+    /// Of `unknown-kind`: the kinds on offer.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
     known: Option<&'a [String]>,
+    /// Of `quota-exceeded` and `temporary-reduced-capacity`: the policies, as `RateLimit-Policy` names them.
     #[serde(rename = "violated-policies", skip_serializing_if = "Vec::is_empty")]
     violated_policies: Vec<&'static str>,
+    /// Of `malformed-json`, from 1; as is `column`.
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -8,26 +8,52 @@ use axum::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 use serde::Deserialize;
 use tidegate_proto::cursor::CursorError;
+use utoipa::IntoParams;
 
 use crate::{
     caller::{May, Reader},
     client::Client,
     hub::{Attached, Position},
     jobs::{self, JobId},
+    json::JobView,
     limits::Who,
+    openapi::ProblemsOfJob,
     problem::Problem,
     routes::App,
     sse,
 };
 
 /// The position on a first connect, when there is no header yet; other parameters are ignored.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Resume {
+    /// Where to begin on a first connect: a cursor, `earliest` (as when nothing is said) or `latest`.
+    #[param(example = "17-q7x2ma")]
     #[serde(rename = "lastEventId", alias = "last_event_id")]
     last_event_id: Option<String>,
 }
 
-/// The stream, the job as it is, or the headers alone.
+/// Follow a job
+///
+/// Its events from the cursor on, then live, to its end; every `id` is a cursor. To `Accept: application/json`, the
+/// job as it is. What a client of `text/event-stream` alone is refused for a while (a limit, a drain) is said by a
+/// `goodbye` under status 200, because any other would stop an `EventSource` for ever. Needs the scope `jobs:read`.
+#[utoipa::path(
+    get, path = "/api/progress/{jobId}", tag = "streams", operation_id = "followJob",
+    params(
+        JobId, Resume,
+        ("Last-Event-ID" = Option<String>, Header, description = "The last `id` that was seen; wins over `lastEventId`"),
+        ("ticket" = Option<String>, Query, description = "Of `POST /api/tickets`, for who cannot set headers"),
+    ),
+    responses(
+        (status = 200, description = "The stream, or the job", content(
+            ("text/event-stream", item_schema = sse::ServerEvent),
+            (JobView<'_> = "application/json"),
+        )),
+        (status = 204, description = "All was seen, and nothing more will come"),
+        ProblemsOfJob,
+    )
+)]
 pub(crate) async fn follow(
     State(app): State<App>,
     May(caller): Reader,

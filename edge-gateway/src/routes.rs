@@ -12,12 +12,13 @@ use axum::{
     extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{any, get, post},
+    routing::any,
 };
 use futures_util::FutureExt as _;
 use http::{HeaderName, HeaderValue, header};
 use tokio::time::timeout;
 use tower::ServiceBuilder;
+use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use crate::{
@@ -29,8 +30,9 @@ use crate::{
     hub::Registry,
     jobs,
     limits::{self, Limiter},
+    openapi,
     problem::Problem,
-    progress, session, tickets,
+    problems, progress, session, tickets,
 };
 
 /// The largest request body, in bytes.
@@ -52,6 +54,19 @@ pub(crate) struct App {
     pub(crate) edge: Arc<Edge>,
 }
 
+/// The API, each route with its documentation.
+pub(crate) fn api() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(jobs::list, jobs::submit))
+        .routes(routes!(jobs::show, jobs::delete))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::retry))
+        .routes(routes!(progress::follow))
+        .routes(routes!(jobs::kinds))
+        .routes(routes!(tickets::issue))
+        .routes(routes!(session::show, session::begin, session::end))
+}
+
 /// The router.
 pub(crate) fn router(app: App) -> Router {
     // Outermost first: whatever an inner layer answers is still logged and hardened.
@@ -61,15 +76,9 @@ pub(crate) fn router(app: App) -> Router {
         .option_layer((!app.edge.origins.is_empty()).then(|| cors::layer(&app.edge.origins)))
         .layer(middleware::from_fn_with_state(app.clone(), guard))
         .layer(middleware::from_fn_with_state(app.clone(), limits::layer::enter));
-    Router::new()
-        .route("/api/jobs", get(jobs::list).post(jobs::submit))
-        .route("/api/jobs/{jobId}", get(jobs::show).delete(jobs::delete))
-        .route("/api/jobs/{jobId}/cancel", post(jobs::cancel))
-        .route("/api/jobs/{jobId}/retry", post(jobs::retry))
-        .route("/api/progress/{jobId}", get(progress::follow))
-        .route("/api/kinds", get(jobs::kinds))
-        .route("/api/tickets", post(tickets::issue))
-        .route(session::PATH, get(session::show).post(session::begin).delete(session::end))
+    let (api, description) = api().split_for_parts();
+    api.merge(openapi::routes(description))
+        .merge(problems::routes())
         .merge(console::routes())
         .fallback(any(async || Problem::NotFound))
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)

@@ -11,11 +11,13 @@ use axum::{
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use tidegate_auth::{Principal, Refused};
+use utoipa::ToSchema;
 
 use crate::{
     access::Access,
     caller::{Anybody, Caller, May, Via},
     jobs, json,
+    openapi::Problems,
     problem::Problem,
     routes::App,
 };
@@ -49,13 +51,15 @@ pub(crate) fn cookie(headers: &mut HeaderMap, name: &str) -> Result<Option<Strin
 }
 
 /// Who the caller is.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Caller)]
 struct Who<'a> {
     tenant: &'a str,
     subject: &'a str,
     scopes: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     expires_at: Option<String>,
 }
 
@@ -68,12 +72,22 @@ fn who(principal: &Principal) -> Response {
     })
 }
 
-/// `GET /api/session`: who the caller is.
+/// Show who one is
+#[utoipa::path(
+    get, path = PATH, tag = "access", operation_id = "showSession",
+    responses((status = 200, description = "The caller", body = Who<'_>), Problems)
+)]
 pub(crate) async fn show(May(caller): Anybody) -> Response {
     who(&caller.principal)
 }
 
-/// `POST /api/session`: a token for a cookie.
+/// Begin a session
+///
+/// A token or API key for a cookie, which pages of this gateway's own origin then need not handle.
+#[utoipa::path(
+    post, path = PATH, tag = "access", operation_id = "beginSession",
+    responses((status = 200, description = "The caller, and `Set-Cookie`", body = Who<'_>), Problems)
+)]
 pub(crate) async fn begin(State(app): State<App>, May(caller): Anybody) -> Result<Response, Problem> {
     let Caller { principal, via } = caller;
     let Some(settings) = app.access.auth.as_ref().map(tidegate_auth::Authenticator::session) else {
@@ -94,7 +108,13 @@ pub(crate) async fn begin(State(app): State<App>, May(caller): Anybody) -> Resul
     Ok(response)
 }
 
-/// `DELETE /api/session`: forgets the cookie.
+/// End a session
+///
+/// The browser forgets the cookie. Needs no credential.
+#[utoipa::path(
+    delete, path = PATH, tag = "access", operation_id = "endSession", security(()),
+    responses((status = 204, description = "No session any more"), Problems)
+)]
 pub(crate) async fn end(State(app): State<App>) -> Result<Response, Problem> {
     let mut response = StatusCode::NO_CONTENT.into_response();
     set_cookie(&app.access, &mut response, "", 0)?;

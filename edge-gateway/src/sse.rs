@@ -13,8 +13,15 @@ use tidegate_proto::{
     limits::is_custom_event_name,
     v1::{Event, Job, Log, LogLevel, event::Kind},
 };
+use utoipa::ToSchema;
 
-use crate::json::{CancelView, CheckpointView, Document, JobView, Measure, Number, state, text, time};
+use crate::json::{
+    CancelView, CheckpointView, Document, JobView, Measure, Number, state, state_schema, text, time,
+};
+
+mod schema;
+
+pub(crate) use schema::ServerEvent;
 
 /// What an idle stream is sent, so that proxies keep it open: a comment, which no handler sees.
 pub(crate) const IDLE: Bytes = Bytes::from_static(b":\n\n");
@@ -23,7 +30,7 @@ pub(crate) const IDLE: Bytes = Bytes::from_static(b":\n\n");
 pub(crate) const RETRY_MS: u32 = 2000;
 
 /// Why a stream ends without a terminal event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Goodbye {
     /// The gateway shuts down; another one may be there already.
@@ -188,25 +195,34 @@ fn single_line(json: &str) -> Cow<'_, str> {
     Cow::Borrowed(json)
 }
 
-#[derive(Serialize)]
+/// The job changed its state.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = StateEvent)]
 struct StateData<'a> {
+    #[schema(schema_with = state_schema)]
     status: &'static str,
     attempt: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     run_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cancel_requested: Option<CancelView<'a>>,
 }
 
-#[derive(Serialize)]
+/// How far the job is.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ProgressEvent)]
 struct ProgressData<'a> {
     /// Null when unknown, so that a page can tell "unknown" from "not said".
+    #[schema(value_type = Option<f64>, required = true, minimum = 0, maximum = 100)]
     progress: Option<Number>,
+    #[schema(schema_with = state_schema)]
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<&'a str>,
@@ -214,49 +230,71 @@ struct ProgressData<'a> {
     measure: Measure<'a>,
 }
 
-#[derive(Serialize)]
+/// The end: the job has a result.
+#[derive(Serialize, ToSchema)]
+#[schema(as = CompleteEvent)]
 struct CompleteData<'a> {
     progress: u32,
+    #[schema(schema_with = state_schema)]
     status: &'static str,
+    #[schema(value_type = Value)]
     result: Document<'a>,
 }
 
-#[derive(Serialize)]
+/// The end: the job failed.
+#[derive(Serialize, ToSchema)]
+#[schema(as = FailedEvent)]
 struct FailedData<'a> {
+    #[schema(schema_with = state_schema)]
     status: &'static str,
     code: &'a str,
     message: &'a str,
     retryable: bool,
 }
 
-#[derive(Serialize)]
+/// The end: the job was cancelled.
+#[derive(Serialize, ToSchema)]
+#[schema(as = CancelledEvent)]
 struct CancelledData<'a> {
+    #[schema(schema_with = state_schema)]
     status: &'static str,
     by: &'a str,
     reason: &'a str,
 }
 
-#[derive(Serialize)]
+/// Where the viewer stands: the first event of every stream.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = ConnectedEvent)]
 struct ConnectedData<'a> {
     job_id: &'a str,
+    #[schema(schema_with = state_schema)]
     status: &'a str,
+    /// Where reading begins.
     cursor: String,
+    /// Whether the client's own position was honoured.
     resumed: bool,
 }
 
-#[derive(Serialize)]
+/// Events that cannot be had any more; `snapshot` is the job as it stands in for them.
+#[derive(Serialize, ToSchema)]
+#[schema(as = GapEvent)]
 struct GapData<'a> {
+    /// The first event missing.
     from: u64,
+    /// The last event missing.
     to: u64,
     reason: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<JobView<'a>>,
 }
 
-#[derive(Serialize)]
+/// The stream ends, and not because the job did.
+#[derive(Serialize, ToSchema)]
+#[schema(as = GoodbyeEvent)]
 struct GoodbyeData {
     reason: Goodbye,
+    /// Whether coming back makes sense.
     reconnect: bool,
 }
 

@@ -16,11 +16,13 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tidegate_auth::{Principal, Refused};
 use tidegate_proto::cursor::Cursor;
+use utoipa::ToSchema;
 
 use crate::{
     caller::{Caller, May, Reader, Via},
     jobs::{self, Body, JobId},
     json,
+    openapi::Problems,
     problem::Problem,
     progress,
     routes::App,
@@ -89,26 +91,41 @@ pub(crate) fn of(uri: &Uri) -> Result<Option<String>, Problem> {
     Ok(Some(ticket.to_owned()))
 }
 
-#[derive(Deserialize)]
+/// For which stream a ticket is.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schema(as = TicketOrder)]
 struct Order {
+    #[schema(format = "uuid")]
     job_id: String,
     /// Where a first connect begins, as `lastEventId` names it.
     #[serde(default)]
     cursor: String,
 }
 
-#[derive(Serialize)]
+/// A ticket for one stream.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Ticket)]
 struct Issued<'a> {
+    /// For the query of the stream's address.
     ticket: &'a str,
     /// Until when the first connect must come.
+    #[schema(format = DateTime)]
     connect_before: String,
     /// Until when reconnects are let in.
+    #[schema(format = DateTime)]
     expires_at: String,
 }
 
-/// `POST /api/tickets`
+/// Issue a ticket
+///
+/// For an `EventSource`, which cannot set headers: it opens the one stream, and lets its reconnects in. Needs the
+/// scope `jobs:read`.
+#[utoipa::path(
+    post, path = "/api/tickets", tag = "access", operation_id = "issueTicket", request_body = Order,
+    responses((status = 201, description = "The ticket", body = Issued<'_>), Problems)
+)]
 pub(crate) async fn issue(
     State(app): State<App>,
     May(caller): Reader,

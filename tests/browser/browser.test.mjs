@@ -292,3 +292,22 @@ withConsole('a job is started and cancelled with the keyboard alone', {}, async 
   await ends(card, 'CANCELLED');
   await until('the end is announced', async () => /Cancelled/.test(await page.getByTestId('announcer').textContent()));
 });
+
+withConsole('the API page shows every operation and type of the document, and loads nothing from elsewhere', {}, async ({ stack, page }) => {
+  const requested = [];
+  page.on('request', (request) => requested.push(new URL(request.url()).origin));
+  const api = await (await fetch(`${stack.base}/openapi.json`)).json();
+  await page.goto(`${stack.base}/docs#followJob`);
+  const shown = page.getByTestId('operation');
+  await shown.first().waitFor();
+  const ids = Object.values(api.paths).flatMap((item) => Object.values(item).map((operation) => operation.operationId));
+  assert.deepEqual((await shown.evaluateAll((all) => all.map((one) => one.id))).sort(), ids.sort());
+  assert.ok(await page.locator('#followJob').isVisible());
+  for (const name of Object.keys(api.components.schemas)) assert.equal(await page.locator(`#type-${name}`).count(), 1, name);
+  const dead = await page.evaluate(() => [...document.querySelectorAll('a[href^="#"]')].map((link) => link.hash.slice(1)).filter((id) => !document.getElementById(id)));
+  assert.deepEqual(dead, [], 'links within the page lead somewhere');
+  await page.getByRole('link', { name: 'Problems', exact: true }).click();
+  await page.getByRole('link', { name: 'job-not-found', exact: true }).click();
+  await page.getByRole('heading', { name: 'job-not-found' }).waitFor();
+  assert.deepEqual([...new Set(requested)], [stack.base], 'every file comes from this gateway');
+});

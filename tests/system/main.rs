@@ -8,6 +8,7 @@
 mod auth;
 mod bad_input;
 mod crash;
+mod docs;
 mod fleet;
 mod import;
 mod resume;

@@ -64,6 +64,40 @@ fn frames_are_exactly_those_of_the_contract() {
 }
 
 #[test]
+fn every_event_is_in_the_api_document() {
+    use utoipa::PartialSchema as _;
+
+    let schema = serde_json::to_value(ServerEvent::schema()).unwrap();
+    let documented = |frame: &str| {
+        let line = frame.lines().find_map(|line| line.strip_prefix("event: ")).unwrap();
+        let carries_id = frame.contains("id: ");
+        let one = schema["oneOf"].as_array().unwrap().iter().find(|one| {
+            let names = one["properties"]["event"]["enum"].as_array();
+            names.is_some_and(|names| names.iter().any(|name| name == line))
+        });
+        one.is_some_and(|one| one["properties"]["id"].is_object() == carries_id)
+    };
+    let cursor = Cursor::new(2, "q7x2ma");
+    for kind in [
+        Kind::State(StateChanged::default()),
+        Kind::Progress(Progress::default()),
+        Kind::Log(Log::default()),
+        Kind::Checkpoint(Checkpoint::default()),
+        Kind::Complete(Completed::default()),
+        Kind::Failed(Failed::default()),
+        Kind::Cancelled(tidegate_proto::v1::Cancelled::default()),
+    ] {
+        let frame = encode(kind);
+        assert!(documented(&frame), "{frame}");
+    }
+    let text = |bytes: Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+    assert!(documented(&text(connected("j", "QUEUED", &cursor, true))));
+    assert!(documented(&text(gap(1, &cursor, "trimmed", None))));
+    assert!(documented(&text(goodbye(Goodbye::Limit, 1))));
+    assert!(!documented(&encode(Kind::Custom(Custom { name: "chart".into(), json: "1".into() }))));
+}
+
+#[test]
 fn unknown_progress_is_null_and_all_measures_keep_their_order() {
     let progress = Progress {
         percent: None,
