@@ -5,7 +5,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use clap::Parser;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, future::join_all};
 use job_engine::{config::Config, server};
 use serde_json::{Value, json};
 use tidegate_auth::{Authenticator, mint};
@@ -243,7 +243,10 @@ async fn e25_lists_and_their_pages_name_nobody_else_s_jobs() {
     let mut ours = Vec::new();
     for n in 0..6 {
         ours.push(world.submit("acme", ["alice", "bob"][n % 2]).await.job_id);
-        world.submit("globex", "mallory").await;
+    }
+    // More than an engine looks at for a page: one that looked at others' jobs would end among them, and say where.
+    for _ in 0..11 {
+        join_all((0..100).map(|_| world.submit("globex", "mallory"))).await;
     }
     for (who, wanted) in [
         (token("alice", "acme", "jobs:read", 60), 3),
