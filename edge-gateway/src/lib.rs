@@ -21,6 +21,7 @@ mod cors;
 mod drain;
 mod engine;
 mod file;
+mod files;
 mod hub;
 mod jobs;
 mod json;
@@ -161,6 +162,7 @@ impl Bound {
     /// the drain window, and returns when the last connection has closed or the window is over.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let (addr, admin_addr) = (self.addr(), self.admin_addr());
+        files::make_room(self.config.max_connections);
         let (metrics, drain) = (Arc::new(Metrics::new()), Drain::default());
         let engine = Engine::new(self.config.engines, self.config.bearer);
         let registry = Registry::new(

@@ -10,6 +10,7 @@ mod bad_input;
 mod crash;
 mod docs;
 mod fleet;
+mod herd;
 mod import;
 mod resume;
 mod steer;

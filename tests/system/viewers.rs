@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use serde_json::json;
 use tidegate::sse;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpSocket, TcpStream},
-};
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
-use crate::support::{DEADLINE, Options, Stack, Store, eventually, follow};
+use crate::support::{
+    DEADLINE, Options, Stack, Store, eventually, follow,
+    herd::{Chunks, connect},
+    metric,
+};
 
 const VIEWERS: usize = 500;
 const STALLED: usize = 20;
@@ -21,20 +22,6 @@ kind = "talker"
 command = ["sh", "-c", "i=0; while [ $i -lt 200 ]; do i=$((i+1)); printf 'line %05000d\n' $i; sleep 0.03; done"]
 lines_per_second = 10000
 "#;
-
-/// A viewer's connection after its request, with the answer unread. A small `window` lets the kernel hold next to
-/// nothing for a viewer that does not read.
-async fn connect(http: &str, job: &str, window: Option<u32>) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    if let Some(bytes) = window {
-        socket.set_recv_buffer_size(bytes).unwrap();
-    }
-    let mut socket = socket.connect(http.parse().unwrap()).await.unwrap();
-    let request =
-        format!("GET /api/progress/{job} HTTP/1.1\r\nhost: {http}\r\naccept: text/event-stream\r\n\r\n");
-    socket.write_all(request.as_bytes()).await.unwrap();
-    socket
-}
 
 /// Reads the event stream behind a connection to its end; returns the ids.
 async fn read(mut socket: TcpStream) -> Vec<String> {
@@ -70,43 +57,6 @@ async fn read(mut socket: TcpStream) -> Vec<String> {
     }
 }
 
-/// Takes the chunked transfer coding off; hyper's client would cost more than 500 viewers may.
-#[derive(Default)]
-struct Chunks {
-    /// The bytes of a size line that is not complete yet.
-    size: Vec<u8>,
-    /// What is left of the chunk, with its line end.
-    left: usize,
-    ended: bool,
-}
-
-impl Chunks {
-    fn body(&mut self, mut bytes: &[u8]) -> Vec<u8> {
-        let mut body = Vec::new();
-        while let Some(&byte) = bytes.first() {
-            if self.left > 0 {
-                let count = self.left.min(bytes.len());
-                // The last two bytes of the rest are the line end.
-                body.extend_from_slice(&bytes[..count.min(self.left.saturating_sub(2))]);
-                self.left -= count;
-                bytes = &bytes[count..];
-                continue;
-            }
-            bytes = &bytes[1..];
-            self.size.push(byte);
-            if self.size.ends_with(b"\r\n") {
-                let size = std::str::from_utf8(&self.size[..self.size.len() - 2]).unwrap();
-                let size =
-                    usize::from_str_radix(size, 16).unwrap_or_else(|_| panic!("a chunk of size {size:?}"));
-                self.size.clear();
-                self.left = size + 2;
-                self.ended = size == 0;
-            }
-        }
-        body
-    }
-}
-
 /// Promise 6, j19: one upstream, all see the same, and who does not read costs little and harms nobody.
 #[tokio::test(flavor = "multi_thread")]
 async fn j19_five_hundred_viewers_see_the_same_while_twenty_stall() {
@@ -116,9 +66,9 @@ async fn j19_five_hundred_viewers_see_the_same_while_twenty_stall() {
     let mut stalled = Vec::new();
     for n in 0..VIEWERS {
         if n % (VIEWERS / STALLED) == 0 {
-            stalled.push(connect(&stack.http, &job, Some(4096)).await);
+            stalled.push(connect(&stack.http, &job, "", Some(4096)).await.unwrap());
         } else {
-            readers.push(tokio::spawn(read(connect(&stack.http, &job, None).await)));
+            readers.push(tokio::spawn(read(connect(&stack.http, &job, "", None).await.unwrap())));
         }
     }
     assert_eq!(stalled.len(), STALLED);
@@ -165,10 +115,4 @@ async fn j19_five_hundred_viewers_see_the_same_while_twenty_stall() {
         .await
         .unwrap();
     assert_eq!(late.events.len(), all[0].len());
-}
-
-/// The value of a gauge.
-fn metric(text: &str, name: &str) -> f64 {
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-    value.unwrap_or_else(|| panic!("no gauge {name} in:\n{text}"))
 }

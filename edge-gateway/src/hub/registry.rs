@@ -12,6 +12,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tidegate_proto::cursor::Cursor;
+use tokio::time::{Instant, interval};
 
 use super::{
     Hub, Place, Stage, Tenures, Timing, User,
@@ -212,28 +213,38 @@ impl Registry {
     }
 
     /// Says goodbye to all viewers, spread over `window` so that they do not come back as one wave.
+    ///
+    /// How many should have gone is reckoned from the clock, so that neither timers that are late nor a busy machine make
+    /// the spread longer than the window.
     pub(crate) async fn dismiss(&self, window: Duration) {
-        /// Few viewers need no long spread.
-        const LONGEST_STEP: Duration = Duration::from_millis(20);
+        /// Between two looks at the clock; few viewers need no long spread.
+        const STEP: Duration = Duration::from_millis(20);
         let hubs: Vec<_> = self.0.hubs.lock().living.iter().filter_map(Weak::upgrade).collect();
         let viewers: usize = hubs.iter().map(|hub| hub.crowd.len()).sum();
-        // A timer ticks in milliseconds: many viewers leave several at a tick.
-        let per_tick =
-            viewers.div_ceil(usize::try_from(window.as_millis()).unwrap_or(usize::MAX).max(1)).max(1);
-        let ticks = u32::try_from(viewers.div_ceil(per_tick)).unwrap_or(u32::MAX).max(1);
-        let step = (window / ticks).min(LONGEST_STEP);
         tracing::info!(viewers, "saying goodbye to all viewers");
-        let mut left = per_tick;
-        for hub in hubs {
-            loop {
-                match hub.crowd.dismiss(left) {
-                    0 => break,
-                    dismissed => left -= dismissed,
+        let window = window.min(STEP.saturating_mul(u32::try_from(viewers).unwrap_or(u32::MAX)));
+        let (began, mut ticks) = (Instant::now(), interval(STEP));
+        let mut hubs = hubs.iter().peekable();
+        let mut gone = 0;
+        loop {
+            ticks.tick().await;
+            let elapsed = began.elapsed();
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+            let due = if elapsed < window {
+                (viewers as f64 * elapsed.div_duration_f64(window)).ceil() as usize
+            } else {
+                usize::MAX
+            };
+            while let Some(hub) = hubs.peek()
+                && gone < due
+            {
+                match hub.crowd.dismiss(due - gone) {
+                    0 => drop(hubs.next()),
+                    dismissed => gone += dismissed,
                 }
-                if left == 0 {
-                    tokio::time::sleep(step).await;
-                    left = per_tick;
-                }
+            }
+            if hubs.peek().is_none() {
+                return;
             }
         }
     }

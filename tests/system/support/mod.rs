@@ -1,6 +1,7 @@
 //! What every system test needs: processes that can be killed, a whole Tidegate, and conditions to wait for.
 
 pub(crate) mod fleet;
+pub(crate) mod herd;
 mod process;
 pub(crate) mod proxy;
 pub(crate) mod redis;
@@ -107,4 +108,16 @@ pub(crate) async fn follow(mut follower: Follower, mut seen_one: impl FnMut(&Eve
             Step::Dismissed(reason) => panic!("dismissed: {reason}"),
         }
     }
+}
+
+/// The value of a gauge or counter without labels.
+pub(crate) fn metric(text: &str, name: &str) -> f64 {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in:\n{text}"))
+}
+
+/// What a gateway counts, as text; `admin` is `host:port`.
+pub(crate) async fn metrics(admin: &str) -> String {
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
+    client.get(format!("http://{admin}/metrics")).send().await.unwrap().text().await.unwrap()
 }

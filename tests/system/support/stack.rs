@@ -1,13 +1,13 @@
 //! A whole Tidegate as three processes, on either store.
 
-use std::{fs, path::PathBuf, process::Output, time::Duration};
+use std::{fs, path::PathBuf, process::Output};
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidegate::{api::Client, follow::Follower};
 
-use super::{DEADLINE, Process, binary, eventually, free_port, redis};
+use super::{DEADLINE, Process, binary, eventually, free_port, metrics, redis};
 
 /// Where the event log is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,7 @@ pub(crate) struct Stack {
     /// Addresses as `host:port`.
     pub(crate) http: String,
     pub(crate) gateway_admin: String,
+    pub(crate) grpc: String,
     /// What the worker offers.
     kinds: Vec<String>,
     scratch: TempDir,
@@ -96,8 +97,18 @@ impl Stack {
         let configured =
             options.config.lines().filter_map(|l| l.strip_prefix("kind = \"")?.strip_suffix('"'));
         let kinds = ["demo", "csv-import"].into_iter().chain(configured).map(str::to_owned).collect();
-        let mut stack =
-            Self { gateway, worker, engine, _redis: redis, client, http, gateway_admin, kinds, scratch };
+        let mut stack = Self {
+            gateway,
+            worker,
+            engine,
+            _redis: redis,
+            client,
+            http,
+            gateway_admin,
+            grpc,
+            kinds,
+            scratch,
+        };
         stack.ready().await;
         stack
     }
@@ -172,8 +183,6 @@ impl Stack {
 
     /// The gateway's metrics, as text.
     pub(crate) async fn gateway_metrics(&self) -> String {
-        let url = format!("http://{}/metrics", self.gateway_admin);
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
-        client.get(url).send().await.unwrap().text().await.unwrap()
+        metrics(&self.gateway_admin).await
     }
 }
