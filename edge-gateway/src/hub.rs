@@ -17,6 +17,7 @@
 
 mod admission;
 mod attach;
+mod bundle;
 mod crowd;
 mod history;
 mod registry;
@@ -46,8 +47,9 @@ use tokio::{
 
 pub(crate) use self::{
     attach::Position,
+    bundle::{Bundle, MAX_JOBS, positions},
     registry::{Attached, Registry},
-    tenure::Tenures,
+    tenure::{Listed, StreamId, Tenures},
     viewer::jittered_retry,
 };
 use self::{

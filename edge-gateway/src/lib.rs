@@ -35,6 +35,7 @@ mod routes;
 mod serve;
 mod session;
 mod sse;
+mod streams;
 mod tickets;
 mod tls;
 

@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 /// What became of a viewer's position when it attached.
 const OUTCOMES: [&str; 5] = ["fresh", "exact", "trimmed", "reset", "finished"];
 /// Why a stream ended; all but the first two are the reasons of goodbyes.
-const REASONS: [&str; 9] = [
+const REASONS: [&str; 10] = [
     "finished",
     "client-left",
     "draining",
@@ -21,6 +21,7 @@ const REASONS: [&str; 9] = [
     "expired",
     "revoked",
     "moved",
+    "closed",
 ];
 
 /// The limits that refuse requests, streams and connections.
@@ -72,7 +73,10 @@ impl Metrics {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
-            describe_gauge!("tidegate_gateway_streams", "Open SSE streams.");
+            describe_gauge!(
+                "tidegate_gateway_streams",
+                "Open SSE streams; one that follows several jobs counts for each."
+            );
             describe_counter!("tidegate_gateway_events_total", "Events handed to viewers.");
             describe_counter!("tidegate_gateway_bytes_total", "Bytes of events handed to viewers.");
             describe_gauge!("tidegate_gateway_upstreams", "Logs that are followed at the engine.");

@@ -58,6 +58,7 @@ fn document(api: OpenApi) -> Value {
     let mut schemas = Vec::new();
     describe::<problem::Document<'_>>(&mut schemas);
     describe::<sse::ServerEvent>(&mut schemas);
+    describe::<sse::BundledEvent>(&mut schemas);
     let mut document = serde_json::to_value(api).unwrap_or_default();
     document["openapi"] = json!("3.2.0");
     document["info"] = json!({
@@ -69,7 +70,7 @@ fn document(api: OpenApi) -> Value {
     });
     document["tags"] = json!([
         {"name": "jobs", "description": "Submit, look, steer."},
-        {"name": "streams", "description": "The events of a job, live and resumable."},
+        {"name": "streams", "description": "The events of jobs, live and resumable, and who follows them."},
         {"name": "access", "description": "Sessions for pages of this gateway, tickets for `EventSource`."},
     ]);
     // Any one of these; or none, where nobody has to say who it is.
@@ -189,7 +190,7 @@ mod tests {
                 assert!(!path.contains('{') || parameters > 0, "{what}");
             }
         }
-        assert_eq!(ids.len(), 12, "{ids:?}");
+        assert_eq!(ids.len(), 15, "{ids:?}");
     }
 
     #[test]

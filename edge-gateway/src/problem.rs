@@ -67,7 +67,7 @@ pub(crate) enum Problem {
     UniqueConflict,
     #[error("this address does not offer that method")]
     MethodNotAllowed,
-    #[error("this address offers text/event-stream and application/json")]
+    #[error("events are offered as text/event-stream, a single job as application/json, too")]
     NotAcceptable,
     #[error("there is nothing at this address")]
     NotFound,

@@ -1,5 +1,7 @@
 //! `GET /api/progress/{jobId}`: negotiates, finds the position, and hands the connection to a viewer.
 
+pub(crate) mod bundle;
+
 use axum::{
     body::Body,
     extract::{Path, Query, State},
@@ -13,7 +15,7 @@ use utoipa::IntoParams;
 use crate::{
     caller::{May, Reader},
     client::Client,
-    hub::{Attached, Position},
+    hub::{Attached, Position, StreamId},
     jobs::{self, JobId},
     json::JobView,
     limits::Who,
@@ -80,7 +82,8 @@ pub(crate) async fn follow(
     }
     let attached = async {
         let (permit, standing) = app.limiter.open_stream(Who { ip: client.0, caller: Some(&caller) }).await?;
-        Ok((app.registry.attach(&caller, job_id.as_str(), &position, permit).await?, standing))
+        let (job_id, stream) = (job_id.as_str(), StreamId::random());
+        Ok((app.registry.attach(&caller, job_id, &position, stream, Some(permit)).await?, standing))
     };
     match attached.await {
         Ok((Attached::Stream(viewer), standing)) => {
@@ -95,7 +98,9 @@ pub(crate) async fn follow(
 
 /// The answer to a request that has not come as far as here.
 pub(crate) fn refusal(problem: Problem, request: &Parts) -> Response {
-    let of_stream = request.uri.path().starts_with("/api/progress/") && request.method == Method::GET;
+    let path = request.uri.path().strip_prefix("/api/progress");
+    let of_stream =
+        path.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) && request.method == Method::GET;
     let passing = of_stream.then(|| passing(&problem, Accept::of(&request.headers))).flatten();
     passing.unwrap_or_else(|| problem.into_response())
 }
@@ -123,11 +128,16 @@ fn stream(body: Body) -> Response {
 
 /// Where to begin: the header wins, because the query of an EventSource stays what it was on the first connect.
 fn position(headers: &HeaderMap, query: Option<&str>) -> Result<Position, Problem> {
+    Ok(named(last_event_id(headers, query)?)?)
+}
+
+/// The position as it was given; empty if it was not.
+fn last_event_id<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> Result<&'a str, CursorError> {
     let header = match headers.get("last-event-id") {
-        Some(value) => Some(value.to_str().map_err(|_| CursorError::Malformed)?),
-        None => None,
+        Some(value) => value.to_str().map_err(|_| CursorError::Malformed)?,
+        None => "",
     };
-    Ok(named(header.filter(|value| !value.is_empty()).or(query).unwrap_or_default())?)
+    Ok(if header.is_empty() { query.unwrap_or_default() } else { header })
 }
 
 /// The position that a text names; the beginning if it is empty.

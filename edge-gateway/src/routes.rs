@@ -32,7 +32,7 @@ use crate::{
     limits::{self, Limiter},
     openapi,
     problem::Problem,
-    problems, progress, session, tickets,
+    problems, progress, session, streams, tickets,
 };
 
 /// The largest request body, in bytes.
@@ -61,8 +61,11 @@ pub(crate) fn api() -> OpenApiRouter<App> {
         .routes(routes!(jobs::show, jobs::delete))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
+        .routes(routes!(progress::bundle::follow))
         .routes(routes!(progress::follow))
         .routes(routes!(jobs::kinds))
+        .routes(routes!(streams::stats))
+        .routes(routes!(streams::close))
         .routes(routes!(tickets::issue))
         .routes(routes!(session::show, session::begin, session::end))
 }

@@ -21,7 +21,7 @@ use crate::json::{
 
 mod schema;
 
-pub(crate) use schema::ServerEvent;
+pub(crate) use schema::{BundledEvent, ServerEvent};
 
 /// What an idle stream is sent, so that proxies keep it open: a comment, which no handler sees.
 pub(crate) const IDLE: Bytes = Bytes::from_static(b":\n\n");
@@ -51,12 +51,14 @@ pub(crate) enum Goodbye {
     AuthUnavailable,
     /// The stream has lasted as long as one may; it goes on wherever it is opened next.
     Moved,
+    /// Somebody closed the stream who may.
+    Closed,
 }
 
 impl Goodbye {
     /// Whether trying again, with the same credential, makes sense.
     pub(crate) fn reconnect(self) -> bool {
-        !matches!(self, Self::Deleted | Self::Expired | Self::Revoked)
+        !matches!(self, Self::Deleted | Self::Expired | Self::Revoked | Self::Closed)
     }
 
     /// The reason's label in metrics.
@@ -71,6 +73,7 @@ impl Goodbye {
             Self::Revoked => "revoked",
             Self::AuthUnavailable => "auth-unavailable",
             Self::Moved => "moved",
+            Self::Closed => "closed",
         }
     }
 }
@@ -145,6 +148,11 @@ pub(crate) fn connected(job_id: &str, status: &str, cursor: &Cursor, resumed: bo
     data(&mut out, "connected", &ConnectedData { job_id, status, cursor: cursor.to_string(), resumed });
     out.push(b'\n');
     out.into()
+}
+
+/// How long to wait before reconnecting, where nothing else is said first.
+pub(crate) fn retry() -> Bytes {
+    format!("retry: {RETRY_MS}\n\n").into()
 }
 
 /// Tells what cannot be had any more; `after` is the position from which reading goes on, `from` the first event missing.

@@ -109,12 +109,11 @@ class Answers(unittest.TestCase):
             if "event" not in fields:
                 continue
             self.api.check(schema, fields)
-            [one] = [
-                one
-                for one in self.api.resolve(schema)["oneOf"]
-                if fields["event"] in one["properties"]["event"].get("enum", [fields["event"]])
-            ][:1]
-            self.api.check(one["properties"]["data"]["contentSchema"], json.loads(fields["data"]))
+            described = [one["properties"] for one in self.api.resolve(schema)["oneOf"]]
+            [one] = [one for one in described if fields["event"] in one["event"].get("enum", [])] or [
+                one for one in described if "enum" not in one["event"]
+            ]
+            self.api.check(one["data"]["contentSchema"], json.loads(fields["data"]))
             events.append(fields)
         return events
 
@@ -161,7 +160,31 @@ class Answers(unittest.TestCase):
         self.assertEqual(self.send("post", "/api/session")[0], 200)
         self.assertEqual(self.send("delete", "/api/session")[0], 204)
 
-    def test_5_refusals(self):
+    def test_5_jobs_that_share_a_connection_which_is_listed_and_closed(self):
+        jobs = [self.submit(steps=steps, seconds=1) for steps in (1, 2)]
+        query = "?" + "&".join(f"job={job}" for job in jobs)
+        _, events = self.send("get", "/api/progress", query=query + f"&job={MISSING}", accept="text/event-stream")
+        data = [json.loads(event["data"]) for event in events]
+        self.assertEqual([one["jobId"] for one, event in zip(data, events) if event["event"] == "goodbye"], [MISSING])
+        self.assertEqual({one["jobId"] for one, event in zip(data, events) if event["event"] == "complete"}, set(jobs))
+        seen = self.send("get", "/api/progress", query=f"{query}&lastEventId={events[-1]['id'].removesuffix('~')}", accept="text/event-stream")
+        self.assertEqual(seen, (204, None))
+        self.assertEqual(self.send("get", "/api/progress", query=f"?job={MISSING}", accept="text/event-stream")[0], 404)
+        job = self.submit(steps=100, seconds=100)
+        address = f"http://{self.server.http}/api/progress?job={job}"
+        with urllib.request.urlopen(address, timeout=60) as stream:
+            while not stream.readline().startswith(b"event: connected"):
+                pass
+            streams = self.send("get", "/api/stats")[1]["streams"]
+            [name] = [one["streamId"] for one in streams if one["jobIds"] == [job]]
+            self.assertEqual(self.send("delete", "/api/streams/{streamId}", streamId=name), (204, None))
+            last = stream.read().decode().strip().split("\n\n")[-1]
+        described = self.api.answer("/api/progress", "get", 200, "text/event-stream")["itemSchema"]
+        self.assertIn('"closed"', self.events(described, last)[0]["data"])
+        self.assertEqual(self.send("delete", "/api/streams/{streamId}", streamId=name)[0], 404)
+        self.assertEqual(self.send("post", "/api/jobs/{jobId}/cancel", {}, jobId=job)[0], 202)
+
+    def test_6_refusals(self):
         for status, problem, arguments in [
             (400, "malformed-json", ("post", "/api/jobs", b"{")),
             (400, "invalid-argument", ("post", "/api/jobs", {"kind": "demo", "more": 1})),
@@ -179,7 +202,7 @@ class Answers(unittest.TestCase):
         answer = self.send("get", "/api/progress/{jobId}", jobId=MISSING, accept="text/html")
         self.assertEqual(answer[1]["type"], "/problems/not-acceptable")
 
-    def test_6_every_type_of_problem_has_its_page(self):
+    def test_7_every_type_of_problem_has_its_page(self):
         schema = self.api.document["components"]["schemas"]["Problem"]
         types = schema["properties"]["type"]["enum"]
         self.assertGreater(len(types), 20)
@@ -189,7 +212,7 @@ class Answers(unittest.TestCase):
                 self.assertEqual(page.headers.get_content_type(), "text/html")
                 self.assertIn(f"<h1>{slug}</h1>", page.read().decode())
 
-    def test_7_every_operation_was_called(self):
+    def test_8_every_operation_was_called(self):
         described = {(path, method) for path, item in self.api.document["paths"].items() for method in item}
         self.assertEqual(described - self.called, set())
 

@@ -15,7 +15,7 @@ use tidegate_proto::cursor::Cursor;
 use tokio::time::{Instant, interval};
 
 use super::{
-    Hub, Place, Stage, Tenures, Timing, User,
+    Hub, Place, Stage, StreamId, Tenures, Timing, User,
     admission::Admission,
     attach::{Plan, Position, View, decide},
     history::{History, ReadFailed},
@@ -84,13 +84,15 @@ impl Registry {
         }))
     }
 
-    /// Attaches a viewer to the log of `job_id` at `position`; `permit` is its slot.
+    /// Attaches a viewer to the log of `job_id` at `position`, as part of `stream`; `permit` is its slot, unless the connection
+    /// has one for several.
     pub(crate) async fn attach(
         &self,
         caller: &Caller,
         job_id: &str,
         position: &Position,
-        permit: StreamPermit,
+        stream: StreamId,
+        permit: Option<StreamPermit>,
     ) -> Result<Attached, Problem> {
         if self.0.drain.begun() {
             return Err(Problem::Draining);
@@ -111,7 +113,7 @@ impl Registry {
         }
         // The slot comes before the look, so that whoever is told to leave meanwhile is among those told.
         let slot = hub.crowd.join();
-        let tenure = self.0.tenures.enter(caller, &slot)?;
+        let tenure = self.0.tenures.enter(caller, &slot, stream, &hub.job_id)?;
         let (plan, place, epoch, status) = look(&hub, position).await?;
         let outcome = match plan {
             Plan::Finished => {
@@ -139,7 +141,7 @@ impl Registry {
         if self.0.drain.begun() {
             return Err(Problem::Draining); // the drain may have counted the crowd before this slot was taken
         }
-        Ok(Attached::Stream(Viewer::new(hub, tenure, slot, place, greeting.freeze(), permit)))
+        Ok(Attached::Stream(Viewer::new(hub, Some(tenure), slot, place, greeting.freeze(), permit)))
     }
 
     /// The gap frame of a viewer that cannot read on where it stopped.
@@ -179,6 +181,16 @@ impl Registry {
         drop(hubs);
         tokio::spawn(upstream::run(hub, self.0.engine.clone(), self.clone(), self.0.timing));
         user
+    }
+
+    /// All open streams.
+    pub(crate) fn tenures(&self) -> &Tenures {
+        &self.0.tenures
+    }
+
+    /// What the hubs count.
+    pub(super) fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.0.metrics)
     }
 
     /// Waits until the log is open.

@@ -1,5 +1,5 @@
 //! How long a viewer may stay: until its credential ends or is taken back, and never longer than a stream may last, so
-//! that streams move to gateways that were added, or leave one that is crowded.
+//! that streams move to gateways that were added, or leave one that is crowded. Whoever may know of a stream may close it.
 //!
 //! One book of all open streams, ordered by their ends, and one task that looks at it: no timer a viewer. A stream ends a
 //! little before its credential does, by a margin of its own, so that a thousand with one end do not come back as one
@@ -7,7 +7,9 @@
 //! again. It decides nothing about jobs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
+    fmt,
+    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, Ordering},
@@ -28,10 +30,49 @@ const EARLY: (u64, u64) = (500, 10_000);
 /// The longest that a viewer is told to wait before it asks again, in milliseconds.
 const LONGEST_RETRY: u64 = 60_000;
 
+/// The name of a stream, by which it is listed and closed; a connection that carries several jobs has one. It is random, so
+/// that no other gateway has a stream of that name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct StreamId(u64);
+
+impl StreamId {
+    pub(crate) fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for StreamId {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let id = u64::from_str_radix(text, 16).map(Self).map_err(|_| Problem::NotFound)?;
+        if id.to_string() == text { Ok(id) } else { Err(Problem::NotFound) }
+    }
+}
+
+/// An open stream, as it is told.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) stream: StreamId,
+    pub(crate) jobs: Vec<Arc<str>>,
+    /// None where nobody has to say who it is.
+    pub(crate) subject: Option<String>,
+    /// When it was opened, in milliseconds since 1970.
+    pub(crate) since: u64,
+    /// When it will end at the latest, likewise; nothing if nobody knows.
+    pub(crate) until: Option<u64>,
+}
+
 /// When a stream is to end, in milliseconds since 1970, and its number.
 type Key = (u64, u64);
 
-/// All open streams that do not last for ever; a cheap handle.
+/// All open streams; a cheap handle.
 #[derive(Clone, Debug)]
 pub(crate) struct Tenures(Arc<Book>);
 
@@ -51,6 +92,10 @@ struct Entries {
 
 #[derive(Debug)]
 struct Entry {
+    stream: StreamId,
+    job: Arc<str>,
+    /// When it was opened, in milliseconds since 1970.
+    since: u64,
     /// None where nobody has to say who it is.
     principal: Option<Principal>,
     leaver: Leaver,
@@ -72,27 +117,38 @@ const STAYS: u8 = 0;
 const EXPIRED: u8 = 1;
 const REVOKED: u8 = 2;
 const MOVED: u8 = 3;
+const CLOSED: u8 = 4;
 
 impl Tenures {
-    /// A book for credentials of `auth`, and for streams that last `longest` at most; without either, for nobody.
+    /// A book for credentials of `auth`, and for streams that last `longest` at most.
     pub(crate) fn new(auth: Option<Authenticator>, longest: Option<Duration>) -> Self {
         Self(Arc::new(Book { auth, longest, entries: Mutex::default() }))
     }
 
-    /// Enters a viewer; refuses it if its credential was taken back meanwhile.
-    pub(super) fn enter(&self, caller: &Caller, slot: &Slot) -> Result<Option<Tenure>, Problem> {
+    /// Enters a viewer of `job` as part of `stream`; refuses it if its credential was taken back meanwhile.
+    pub(super) fn enter(
+        &self,
+        caller: &Caller,
+        slot: &Slot,
+        stream: StreamId,
+        job: &Arc<str>,
+    ) -> Result<Tenure, Problem> {
         let book = &self.0;
-        if book.auth.is_none() && book.longest.is_none() {
-            return Ok(None);
-        }
         let principal = book.auth.as_ref().map(|_| caller.as_reader());
         let (expires, now) = (principal.as_ref().and_then(|principal| principal.expires), millis());
         let expiry = expires.map_or(u64::MAX, |expires| due(expires.saturating_mul(1000), now));
         let moved = book.longest.map_or(u64::MAX, |longest| now.saturating_add(lifetime(longest)));
         let (due, why) = if moved < expiry { (moved, MOVED) } else { (expiry, EXPIRED) };
         let ended = Arc::<AtomicU8>::default();
-        let entry =
-            Entry { principal: principal.clone(), leaver: slot.leaver(), why, ended: Arc::clone(&ended) };
+        let entry = Entry {
+            stream,
+            job: Arc::clone(job),
+            since: now,
+            principal: principal.clone(),
+            leaver: slot.leaver(),
+            why,
+            ended: Arc::clone(&ended),
+        };
         let mut entries = book.entries.lock();
         entries.last += 1;
         let key = (due, entries.last);
@@ -102,8 +158,43 @@ impl Tenures {
         // From here on a change is noticed by the task; one that came before is noticed here.
         match book.standing(principal.as_ref()) {
             Err(refused) if refused != Refused::Unavailable => Err(refused.into()),
-            _ => Ok(Some(tenure)),
+            _ => Ok(tenure),
         }
+    }
+
+    /// The streams that `caller` may know of, the oldest first: its own, or the whole tenant's.
+    pub(crate) fn list(&self, caller: &Caller) -> Vec<Listed> {
+        let mut listed: HashMap<StreamId, Listed> = HashMap::new();
+        for ((due, _), entry) in
+            self.0.entries.lock().by_end.iter().filter(|(_, entry)| entry.is_known_to(caller))
+        {
+            let line = listed.entry(entry.stream).or_insert_with(|| Listed {
+                stream: entry.stream,
+                jobs: Vec::new(),
+                subject: entry.principal.as_ref().map(|principal| principal.subject.clone()),
+                since: entry.since,
+                // In the order of their ends: the first job to leave takes the connection along.
+                until: Some(*due).filter(|due| *due < u64::MAX),
+            });
+            line.jobs.push(Arc::clone(&entry.job));
+        }
+        let mut listed: Vec<_> = listed.into_values().collect();
+        listed.sort_unstable_by_key(|line| (line.since, line.stream.0));
+        listed
+    }
+
+    /// Closes a stream, if `caller` may know of it and it is still open.
+    pub(crate) fn close(&self, caller: &Caller, stream: StreamId) -> bool {
+        let mut found = false;
+        self.0.entries.lock().by_end.retain(|_, entry| {
+            let meant = entry.stream == stream && entry.is_known_to(caller);
+            if meant {
+                found = true;
+                entry.end(CLOSED);
+            }
+            !meant
+        });
+        found
     }
 
     /// Ends streams, for ever.
@@ -164,6 +255,11 @@ impl Book {
 }
 
 impl Entry {
+    /// Whose streams one may see are those whose jobs one may see.
+    fn is_known_to(&self, caller: &Caller) -> bool {
+        self.principal.as_ref().is_none_or(|of| caller.may_see(&of.tenant, &of.subject))
+    }
+
     fn end(&self, why: u8) {
         self.ended.store(why, Ordering::Release);
         self.leaver.dismiss();
@@ -177,6 +273,7 @@ impl Tenure {
             STAYS => None,
             EXPIRED => Some(Goodbye::Expired),
             MOVED => Some(Goodbye::Moved),
+            CLOSED => Some(Goodbye::Closed),
             _ => Some(Goodbye::Revoked),
         }
     }

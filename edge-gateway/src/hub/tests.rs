@@ -38,7 +38,7 @@ impl Browser {
         let user = User::new(hub);
         let slot = hub.crowd.join();
         let place = Place { cursor: after, generation: 0, beats: 0, seen: Place::UNSEEN };
-        let viewer = Viewer::new(user, None, slot, place, Bytes::new(), StreamPermit::alone());
+        let viewer = Viewer::new(user, None, slot, place, Bytes::new(), Some(StreamPermit::alone()));
         let woken = Arc::new(Flag(AtomicBool::new(true)));
         Self { viewer, woken, after, seen: String::new(), ended: false }
     }

@@ -40,7 +40,7 @@ pub(crate) struct Viewer {
     reading: Option<(PageRead, Arc<str>)>,
     /// Set with the last frame.
     closed: Option<&'static str>,
-    _permit: StreamPermit,
+    _permit: Option<StreamPermit>,
 }
 
 impl Viewer {
@@ -51,7 +51,7 @@ impl Viewer {
         slot: Slot,
         place: Place,
         greeting: Bytes,
-        permit: StreamPermit,
+        permit: Option<StreamPermit>,
     ) -> Self {
         hub.metrics.active.increment(1.0);
         Self {
@@ -67,7 +67,7 @@ impl Viewer {
     }
 
     /// The next frames, the end, or a wait.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if let Some(greeting) = self.greeting.take() {
             return Poll::Ready(Some(greeting));
         }
@@ -119,6 +119,17 @@ impl Viewer {
                 }
             }
         }
+    }
+
+    /// Where it begins to read; nothing if the log is another one by now.
+    pub(super) fn position(&self) -> Option<Cursor> {
+        let state = self.hub.state.lock();
+        (state.generation == self.place.generation).then(|| Cursor::new(self.place.cursor, &*state.epoch))
+    }
+
+    /// Why it has left, once it has.
+    pub(super) fn left(&self) -> Option<&'static str> {
+        self.closed
     }
 
     /// Takes what `page` has; nothing if the page ends before the viewer's place, or belongs to an older log.

@@ -47,7 +47,7 @@ fn class(method: &Method, path: &str) -> Option<Class> {
     match *method {
         // Said by the browser on its own account, and answered without looking at anything.
         Method::OPTIONS => None,
-        Method::GET if path.starts_with("progress/") => Some(Class::Connect),
+        Method::GET if path == "progress" || path.starts_with("progress/") => Some(Class::Connect),
         // A ticket is the first half of a connect.
         Method::POST if path == "tickets" => Some(Class::Connect),
         Method::GET | Method::HEAD => Some(Class::Read),
@@ -63,6 +63,7 @@ mod tests {
     fn requests_are_classed_by_what_they_cost() {
         for (method, path, expected) in [
             (Method::GET, "/api/progress/x", Some(Class::Connect)),
+            (Method::GET, "/api/progress", Some(Class::Connect)),
             (Method::HEAD, "/api/progress/x", Some(Class::Read)),
             (Method::POST, "/api/tickets", Some(Class::Connect)),
             (Method::GET, "/api/jobs", Some(Class::Read)),

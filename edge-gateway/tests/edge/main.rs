@@ -6,6 +6,7 @@
 
 mod attacks;
 mod auth;
+mod bundle;
 mod cors;
 mod drain;
 mod engines;
@@ -17,6 +18,7 @@ mod nginx;
 mod rest;
 mod resume;
 mod shared;
+mod streams;
 mod support;
 mod tenure;
 mod tls;
