@@ -6,7 +6,7 @@ use axum::{Router, extract::State, routing::get};
 use http::{StatusCode, header};
 use tidegate_proto::v1::ListKindsRequest;
 
-use crate::{drain::Drain, engine::Engine, metrics::Metrics, problem::Problem, sse::Goodbye};
+use crate::{drain::Drain, engine::Engine, hub::Registry, metrics::Metrics, problem::Problem, sse::Goodbye};
 
 /// How long the engine may take to prove that it is there.
 const PROBE: Duration = Duration::from_secs(2);
@@ -15,6 +15,7 @@ const PROBE: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub(crate) struct Admin {
     pub(crate) engine: Engine,
+    pub(crate) registry: Registry,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) drain: Drain,
 }
@@ -30,7 +31,10 @@ pub(crate) fn router(admin: Admin) -> Router {
 
 async fn metrics(State(admin): State<Admin>) -> ([(header::HeaderName, &'static str); 1], String) {
     admin.metrics.engines(admin.engine.size());
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render())
+    (
+        [(header::CONTENT_TYPE, tidegate_telemetry::CONTENT_TYPE)],
+        admin.metrics.render(admin.registry.ring_bytes()),
+    )
 }
 
 /// Ready while not draining and while the engine answers, whatever it answers.

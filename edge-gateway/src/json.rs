@@ -337,6 +337,27 @@ impl<'a> From<&'a KindOffer> for KindView<'a> {
     }
 }
 
+/// A field of a gRPC request as the HTTP side calls it.
+pub(crate) fn field_name(field: &str) -> &str {
+    match field {
+        "input_json" => "input",
+        "idempotency_key" => "Idempotency-Key",
+        "page_size" => "limit",
+        "page_token" => "cursor",
+        "options.delay" => "options.delaySeconds",
+        "options.max_attempts" => "options.maxAttempts",
+        "options.backoff" => "options.backoffSeconds",
+        "options.max_backoff" => "options.maxBackoffSeconds",
+        "options.max_stalls" => "options.maxStalls",
+        "options.retention" => "options.retentionSeconds",
+        "options.timeout" => "options.timeoutSeconds",
+        "options.progress_deadline" => "options.progressDeadlineSeconds",
+        "options.unique_key" => "options.uniqueKey",
+        "options.run_at" => "options.runAt",
+        other => other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

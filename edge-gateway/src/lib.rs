@@ -184,6 +184,7 @@ impl Bound {
             access: self.access,
             limiter: limiter.clone(),
             edge,
+            metrics: Arc::clone(&metrics),
         });
         let limits = Limits { connections: self.config.max_connections, head: self.config.timing.head };
         let public = serve::accept(self.public, app, limits, door, drain.clone());
@@ -191,7 +192,12 @@ impl Bound {
 
         // The operator's port outlives the public one: it says that the gateway is draining.
         let closed = Drain::default();
-        let admin = admin::router(Admin { engine, metrics: Arc::clone(&metrics), drain: drain.clone() });
+        let admin = admin::router(Admin {
+            engine,
+            registry: registry.clone(),
+            metrics: Arc::clone(&metrics),
+            drain: drain.clone(),
+        });
         let admin_limits = Limits { connections: ADMIN_CONNECTIONS, ..limits };
         let admin = self.admin.map(|listener| {
             tokio::spawn(serve::accept(listener, admin, admin_limits, Door::default(), closed.clone()))

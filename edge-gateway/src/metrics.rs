@@ -3,10 +3,15 @@
 //! Each gateway has a recorder of its own, so that several in one process (tests, embedders) do not share figures.
 //! No job, user or address is ever a label.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
+use tidegate_telemetry::{LONG, QUICK, Recorder};
+
+use crate::problems;
 
 /// What became of a viewer's position when it attached.
 const OUTCOMES: [&str; 5] = ["fresh", "exact", "trimmed", "reset", "finished"];
@@ -42,9 +47,16 @@ const POLICIES: [&str; 14] = [
     "connections-ip",
 ];
 
+/// Histograms and their buckets.
+const BUCKETS: &[(&str, &[f64])] = &[
+    ("tidegate_gateway_delivery_lag_seconds", QUICK),
+    ("tidegate_gateway_stream_seconds", LONG),
+    ("tidegate_gateway_open_seconds", QUICK),
+];
+
 /// The handles.
 pub(crate) struct Metrics {
-    handle: PrometheusHandle,
+    recorder: Arc<Recorder>,
     /// Open SSE streams.
     pub(crate) active: Gauge,
     /// Events handed to viewers.
@@ -59,9 +71,23 @@ pub(crate) struct Metrics {
     pub(crate) history_reads: Counter,
     engines_known: Gauge,
     engines_serving: Gauge,
+    /// From an event's time to a connection.
+    pub(crate) lag: Histogram,
+    /// How long streams lasted.
+    pub(crate) lifetime: Histogram,
+    /// How long opening a stream took.
+    pub(crate) open: Histogram,
+    /// Logs that began to be followed.
+    pub(crate) upstreams_opened: Counter,
+    /// Streams that joined a followed log.
+    pub(crate) shared: Counter,
+    /// Times at which a viewer had fallen behind the ring.
+    pub(crate) slow: Counter,
+    ring_bytes: Gauge,
     opened: [Counter; OUTCOMES.len()],
     closed: [Counter; REASONS.len()],
     refused: [Counter; POLICIES.len()],
+    problems: Vec<(&'static str, Counter)>,
     /// Clients whose quota is not whole.
     pub(crate) limit_keys: Gauge,
     /// Questions about limits that Redis did not answer.
@@ -70,9 +96,25 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        metrics::with_local_recorder(&recorder, || {
+        let recorder = Arc::new(Recorder::new("gateway", env!("CARGO_PKG_VERSION"), BUCKETS));
+        recorder.clone().with(|| {
+            describe_histogram!(
+                "tidegate_gateway_delivery_lag_seconds",
+                "From an event's time to its being handed to the connection, by one viewer in 64 that are up to date."
+            );
+            describe_histogram!("tidegate_gateway_stream_seconds", "How long streams lasted.");
+            describe_histogram!("tidegate_gateway_open_seconds", "How long opening a stream took.");
+            describe_counter!(
+                "tidegate_gateway_upstreams_opened_total",
+                "Logs that began to be followed at the engine."
+            );
+            describe_counter!("tidegate_gateway_upstreams_shared_total", "Streams that joined a followed log.");
+            describe_counter!(
+                "tidegate_gateway_slow_viewers_total",
+                "Times at which a viewer had fallen behind the ring and read history."
+            );
+            describe_counter!("tidegate_gateway_problems_total", "Requests refused, by the problem that was told.");
+            describe_gauge!("tidegate_gateway_ring_bytes", "Bytes of events kept in rings, shared by viewers.");
             describe_gauge!(
                 "tidegate_gateway_streams",
                 "Open SSE streams; one that follows several jobs counts for each."
@@ -102,7 +144,14 @@ impl Metrics {
                 "Questions about limits that Redis did not answer."
             );
             Self {
-                handle,
+                recorder,
+                lag: histogram!("tidegate_gateway_delivery_lag_seconds"),
+                lifetime: histogram!("tidegate_gateway_stream_seconds"),
+                open: histogram!("tidegate_gateway_open_seconds"),
+                upstreams_opened: counter!("tidegate_gateway_upstreams_opened_total"),
+                shared: counter!("tidegate_gateway_upstreams_shared_total"),
+                slow: counter!("tidegate_gateway_slow_viewers_total"),
+                ring_bytes: gauge!("tidegate_gateway_ring_bytes"),
                 active: gauge!("tidegate_gateway_streams"),
                 events: counter!("tidegate_gateway_events_total"),
                 bytes: counter!("tidegate_gateway_bytes_total"),
@@ -115,6 +164,9 @@ impl Metrics {
                 limit_keys: gauge!("tidegate_gateway_limit_keys"),
                 limit_outages: counter!("tidegate_gateway_limit_redis_failures_total"),
                 refused: POLICIES.map(|p| counter!("tidegate_gateway_refused_total", "policy" => p)),
+                problems: problems::slugs()
+                    .map(|slug| (slug, counter!("tidegate_gateway_problems_total", "problem" => slug)))
+                    .collect(),
                 closed: REASONS.map(|r| counter!("tidegate_gateway_streams_closed_total", "reason" => r)),
             }
         })
@@ -142,14 +194,23 @@ impl Metrics {
         count(&POLICIES, &self.refused, policy);
     }
 
+    /// Counts a request that was refused.
+    pub(crate) fn problem(&self, problem: &'static str) {
+        if let Some((_, counter)) = self.problems.iter().find(|(known, _)| *known == problem) {
+            counter.increment(1);
+        }
+    }
+
     /// The text that Prometheus scrapes.
-    pub(crate) fn render(&self) -> String {
-        self.handle.render()
+    #[expect(clippy::cast_precision_loss, reason = "gauges are floating-point numbers")]
+    pub(crate) fn render(&self, ring_bytes: usize) -> String {
+        self.ring_bytes.set(ring_bytes as f64);
+        self.recorder.render()
     }
 
     /// To be called every few seconds, scraped or not.
     pub(crate) fn upkeep(&self) {
-        self.handle.run_upkeep();
+        self.recorder.upkeep();
     }
 }
 

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use utoipa::ToSchema;
 
-use crate::{access, hub::jittered_retry, limits::Refusal, sse::Goodbye};
+use crate::{access, hub::jittered_retry, json, limits::Refusal, sse::Goodbye};
 
 /// A field of a request that breaks a rule.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -22,6 +22,10 @@ pub(crate) struct Field {
     /// What the field must be.
     description: String,
 }
+
+/// Which problem an answer tells of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slug(pub(crate) &'static str);
 
 /// Why a request was refused.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -135,6 +139,11 @@ impl Problem {
         }
     }
 
+    /// The slug alone, as answers carry it to whoever counts them.
+    pub(crate) fn slug(&self) -> Slug {
+        Slug(self.kind().0)
+    }
+
     /// The goodbye that says the same in-band, if the refusal passes.
     pub(crate) fn goodbye(&self) -> Option<Goodbye> {
         match self {
@@ -179,27 +188,6 @@ impl From<Refusal> for Problem {
     }
 }
 
-/// A field of a gRPC request as the HTTP side calls it.
-fn json_name(field: &str) -> &str {
-    match field {
-        "input_json" => "input",
-        "idempotency_key" => "Idempotency-Key",
-        "page_size" => "limit",
-        "page_token" => "cursor",
-        "options.delay" => "options.delaySeconds",
-        "options.max_attempts" => "options.maxAttempts",
-        "options.backoff" => "options.backoffSeconds",
-        "options.max_backoff" => "options.maxBackoffSeconds",
-        "options.max_stalls" => "options.maxStalls",
-        "options.retention" => "options.retentionSeconds",
-        "options.timeout" => "options.timeoutSeconds",
-        "options.progress_deadline" => "options.progressDeadlineSeconds",
-        "options.unique_key" => "options.uniqueKey",
-        "options.run_at" => "options.runAt",
-        other => other,
-    }
-}
-
 impl From<Status> for Problem {
     fn from(status: Status) -> Self {
         let info = status.get_details_error_info();
@@ -207,7 +195,7 @@ impl From<Status> for Problem {
         let invalid = || match status.get_details_bad_request() {
             Some(bad) => {
                 let field = |v: tonic_types::FieldViolation| Field {
-                    field: json_name(&v.field).to_owned(),
+                    field: json::field_name(&v.field).to_owned(),
                     description: v.description,
                 };
                 let fields: Vec<_> = bad.field_violations.into_iter().map(field).collect();
@@ -329,6 +317,7 @@ impl IntoResponse for Problem {
             // Seconds, not before the goodbye would have called the client back.
             headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.div_ceil(1000)));
         }
+        response.extensions_mut().insert(Slug(slug));
         if let Self::QuotaExceeded(refusal) = self {
             response.extensions_mut().insert(refusal.standing);
         }

@@ -34,6 +34,11 @@ pub(crate) fn types() -> Object {
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(types)).build()
 }
 
+/// The names of all problems.
+pub(crate) fn slugs() -> impl Iterator<Item = &'static str> {
+    PAGES.iter().map(|(slug, _)| *slug)
+}
+
 fn address(slug: &str) -> String {
     format!("/problems/{slug}")
 }

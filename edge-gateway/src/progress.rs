@@ -109,6 +109,7 @@ pub(crate) fn refusal(problem: Problem, request: &Parts) -> Response {
 fn passing(problem: &Problem, accept: Accept) -> Option<Response> {
     let reason = problem.goodbye().filter(|_| accept == Accept::StreamAlone)?;
     let mut response = stream(Body::from(sse::goodbye(reason, problem.retry_ms()?)));
+    response.extensions_mut().insert(problem.slug());
     if let Problem::QuotaExceeded(refusal) = problem {
         response.extensions_mut().insert(refusal.standing.clone());
     }

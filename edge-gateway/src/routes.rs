@@ -30,8 +30,9 @@ use crate::{
     hub::Registry,
     jobs,
     limits::{self, Limiter},
+    metrics::Metrics,
     openapi,
-    problem::Problem,
+    problem::{Problem, Slug},
     problems, progress, session, streams, tickets,
 };
 
@@ -52,6 +53,7 @@ pub(crate) struct App {
     pub(crate) access: Arc<Access>,
     pub(crate) limiter: Limiter,
     pub(crate) edge: Arc<Edge>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// The API, each route with its documentation.
@@ -102,6 +104,9 @@ async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Re
     request.extensions_mut().insert(client);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = next.run(request).await;
+    if let Some(Slug(problem)) = response.extensions().get() {
+        app.metrics.problem(problem);
+    }
     // Without the query: it may carry cursors and tickets.
     tracing::info!(
         %method, path, client = %client.0, status = response.status().as_u16(), id = id.to_str().unwrap_or("-"),

@@ -173,6 +173,11 @@ impl Slot {
         Leaver { shard: Arc::clone(&self.shard), bit: self.bit }
     }
 
+    /// Whether the viewer is the one in 64 that measures for the others.
+    pub(crate) fn is_first(&self) -> bool {
+        self.bit == 0
+    }
+
     /// Whether the viewer was asked to leave.
     pub(crate) fn leaving(&self) -> bool {
         self.shard.0.lock().leaving & (1 << self.bit) != 0

@@ -97,8 +97,12 @@ impl Registry {
         if self.0.drain.begun() {
             return Err(Problem::Draining);
         }
+        let began = Instant::now();
         let hub = match self.find(job_id) {
-            Some(hub) => hub,
+            Some(hub) => {
+                self.0.metrics.shared.increment(1);
+                hub
+            }
             None => {
                 self.ask(caller, job_id).await?;
                 self.join(job_id)
@@ -141,6 +145,7 @@ impl Registry {
         if self.0.drain.begun() {
             return Err(Problem::Draining); // the drain may have counted the crowd before this slot was taken
         }
+        self.0.metrics.open.record(began.elapsed());
         Ok(Attached::Stream(Viewer::new(hub, Some(tenure), slot, place, greeting.freeze(), permit)))
     }
 
@@ -166,6 +171,7 @@ impl Registry {
     fn join(&self, job_id: &str) -> User {
         let mut hubs = self.0.hubs.lock();
         if let Some(hub) = hubs.by_job.get(job_id) {
+            self.0.metrics.shared.increment(1);
             return User::new(hub);
         }
         let job_id: Arc<str> = Arc::from(job_id);
@@ -191,6 +197,12 @@ impl Registry {
     /// What the hubs count.
     pub(super) fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.0.metrics)
+    }
+
+    /// The bytes that all rings keep.
+    pub(crate) fn ring_bytes(&self) -> usize {
+        let hubs: Vec<_> = self.0.hubs.lock().living.iter().filter_map(Weak::upgrade).collect();
+        hubs.iter().map(|hub| hub.state.lock().ring.bytes()).sum()
     }
 
     /// Waits until the log is open.
@@ -267,8 +279,13 @@ async fn look(hub: &Hub, position: &Position) -> Result<(Plan, Place, Arc<str>, 
     let mut last = None;
     for _ in 0..LOOKS {
         let (mut plan, mut place, ring_first, epoch, status) = hub.view(|view: View<'_>, state| {
-            let place =
-                Place { cursor: 0, generation: state.generation, beats: state.beats, seen: Place::UNSEEN };
+            let place = Place {
+                cursor: 0,
+                generation: state.generation,
+                beats: state.beats,
+                seen: Place::UNSEEN,
+                newest: None,
+            };
             let status = state.status.short_name();
             (decide(position, view), place, state.ring.first(), Arc::clone(&state.epoch), status)
         });

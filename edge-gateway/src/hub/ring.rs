@@ -51,6 +51,11 @@ impl Ring {
         Self { first: next, frames: VecDeque::new(), bytes: 0, joined: None }
     }
 
+    /// The bytes of all frames kept.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// The number of the oldest frame, or of the next one if there is none.
     pub(crate) fn first(&self) -> u64 {
         self.first

@@ -37,7 +37,7 @@ impl Browser {
     fn attach(hub: &Arc<Hub>, after: u64) -> Self {
         let user = User::new(hub);
         let slot = hub.crowd.join();
-        let place = Place { cursor: after, generation: 0, beats: 0, seen: Place::UNSEEN };
+        let place = Place { cursor: after, generation: 0, beats: 0, seen: Place::UNSEEN, newest: None };
         let viewer = Viewer::new(user, None, slot, place, Bytes::new(), Some(StreamPermit::alone()));
         let woken = Arc::new(Flag(AtomicBool::new(true)));
         Self { viewer, woken, after, seen: String::new(), ended: false }

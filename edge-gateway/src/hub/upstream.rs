@@ -38,6 +38,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Runs a hub to its end.
 pub(super) async fn run(hub: Arc<Hub>, engine: Engine, registry: Registry, timing: Timing) {
     hub.metrics.upstreams.increment(1.0);
+    hub.metrics.upstreams_opened.increment(1);
     tokio::select! {
         end = follow(&hub, &engine, timing) => {
             // Out of the registry first: who comes now may find the job reopened by a retry.
