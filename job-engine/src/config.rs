@@ -18,7 +18,7 @@ pub struct Config {
     #[arg(long, env = "TIDEGATE_GRPC_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDR")]
     pub grpc_listen: SocketAddr,
 
-    /// Where /healthz and /readyz of the engine listen.
+    /// Where /metrics, /healthz and /readyz of the engine listen.
     #[arg(
         long = "engine-admin-listen",
         visible_alias = "admin-listen",
@@ -78,6 +78,10 @@ pub struct LogConfig {
     #[arg(long, env = "TIDEGATE_REDIS", value_name = "URL", hide_env_values = true)]
     pub redis: Option<String>,
 
+    /// Read that URL from a file instead: a password in it shows neither in the environment nor among the arguments.
+    #[arg(long, env = "TIDEGATE_REDIS_FILE", value_name = "FILE", conflicts_with = "redis")]
+    pub redis_file: Option<PathBuf>,
+
     /// The prefix of every key in Redis; engines that share it share their jobs.
     #[arg(long, env = "TIDEGATE_REDIS_NAMESPACE", default_value = "tidegate", value_name = "NAME")]
     pub redis_namespace: String,
@@ -130,6 +134,19 @@ impl From<DurabilityLevel> for Durability {
     }
 }
 
+impl LogConfig {
+    /// Redis's URL, from wherever it was given.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn redis_url(&self) -> anyhow::Result<Option<String>> {
+        let Some(file) = &self.redis_file else { return Ok(self.redis.clone()) };
+        let url = std::fs::read_to_string(file)
+            .map_err(|e| anyhow::anyhow!("cannot read {} (--redis-file): {e}", file.display()))?;
+        Ok(Some(url.trim().to_owned()))
+    }
+}
+
 impl Config {
     /// Who may call; without an `[auth]` section everybody on this machine.
     ///
@@ -148,7 +165,8 @@ impl Config {
         };
         let addresses = [("--grpc-listen", self.grpc_listen), ("--admin-listen", self.admin_listen)];
         let mut errors: Vec<String> = addresses.into_iter().filter_map(open).collect();
-        if self.log.redis.is_none() && self.log.acknowledge != AcknowledgeLevel::Memory {
+        let in_redis = self.log.redis.is_some() || self.log.redis_file.is_some();
+        if !in_redis && self.log.acknowledge != AcknowledgeLevel::Memory {
             errors
                 .push("--acknowledge is for --redis; what the embedded log survives is --durability".into());
         }
@@ -176,5 +194,35 @@ impl Config {
         };
         (rules.log.events, rules.log.bytes) = (self.log_events, self.log_bytes);
         rules
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    fn log(flags: &[&str]) -> LogConfig {
+        Flags::parse_from(["engine"].iter().chain(flags)).config.log
+    }
+
+    #[test]
+    fn the_redis_url_may_lie_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("url");
+        std::fs::write(&file, "redis://:secret@redis:6379\n").unwrap();
+        let flag = format!("--redis-file={}", file.display());
+        assert_eq!(log(&[&flag]).redis_url().unwrap().as_deref(), Some("redis://:secret@redis:6379"));
+        assert_eq!(log(&["--redis=redis://a"]).redis_url().unwrap().as_deref(), Some("redis://a"));
+        assert_eq!(log(&[]).redis_url().unwrap(), None);
+        let error = log(&["--redis-file=/does/not/exist"]).redis_url().unwrap_err().to_string();
+        assert!(error.contains("/does/not/exist (--redis-file)"), "{error}");
+        assert!(Flags::try_parse_from(["engine", &flag, "--redis=redis://a"]).is_err());
     }
 }

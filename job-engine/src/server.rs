@@ -89,7 +89,7 @@ pub fn stop_on_signal() -> std::io::Result<CancellationToken> {
 }
 
 async fn open_log(config: &LogConfig) -> anyhow::Result<Arc<dyn Store>> {
-    if let Some(url) = &config.redis {
+    if let Some(url) = &config.redis_url()? {
         let options = RedisOptions {
             namespace: config.redis_namespace.clone(),
             acknowledge: config.acknowledge.into(),

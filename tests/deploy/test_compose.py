@@ -81,18 +81,20 @@ class Compose(unittest.TestCase):
                     self.assertIn(flag.split("=")[0], known)
 
     def test_health_is_asked_where_it_is_served(self) -> None:
-        for name in ["job-engine", "edge-gateway"]:
-            service = SERVICES[name]
+        help_text = subprocess.run([DEBUG / "tidegate", "health", "--help"], capture_output=True, check=False)
+        self.assertEqual(help_text.returncode, 0)
+        for name, service in OURS.items():
             with self.subTest(service=name):
                 served = next(f for f in service["command"] if f.startswith("--admin-listen="))
-                asked = service["healthcheck"]["test"][-1]
-                self.assertIn(f"/dev/tcp/127.0.0.1/{served.rsplit(':', 1)[1]};", asked)
-                self.assertIn("GET /readyz", asked)
+                *command, url = service["healthcheck"]["test"]
+                self.assertEqual(command, ["CMD", "tidegate", "health"])
+                self.assertEqual(url.split("/")[2].split(":")[1], served.rsplit(":", 1)[1])
+                self.assertTrue(url.endswith("/readyz"))
 
     def test_prometheus_asks_the_ports_that_are_served(self) -> None:
         config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
         found = {sd["names"][0]: sd["port"] for job in config["scrape_configs"] for sd in job.get("dns_sd_configs", [])}
-        for name in ["edge-gateway"]:
+        for name in ["job-engine", "edge-gateway"]:
             served = next(f for f in SERVICES[name]["command"] if f.startswith("--admin-listen="))
             self.assertEqual(str(found[name]), served.rsplit(":", 1)[1])
 
@@ -145,7 +147,7 @@ class Kubernetes(unittest.TestCase):
             [container] = pod["containers"]
             [binary] = container["command"]
             told = subprocess.run([DEBUG / binary, "--help"], text=True, capture_output=True, check=True).stdout
-            ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+            ports = {port["name"]: port["containerPort"] for port in container["ports"]}
             for flag in container["args"]:
                 name, _, value = flag.partition("=")
                 with self.subTest(deployment=binary, flag=name):
@@ -156,8 +158,7 @@ class Kubernetes(unittest.TestCase):
             volumes = {volume["name"] for volume in pod["volumes"]}
             self.assertEqual({mount["name"] for mount in container["volumeMounts"]}, volumes)
             for probe in ["livenessProbe", "readinessProbe"]:
-                if ports:
-                    self.assertIn(container[probe]["httpGet"]["port"], ports)
+                self.assertIn(container[probe]["httpGet"]["port"], ports)
             grace = [int(flag.split("=")[1]) for flag in container["args"] if re.match("--(drain|grace)-seconds", flag)]
             self.assertGreater(pod["terminationGracePeriodSeconds"], sum(grace) + 5, "SIGKILL would come too early")
 

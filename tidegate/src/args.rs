@@ -106,6 +106,8 @@ pub enum Command {
     /// Make keys and tokens
     #[command(subcommand)]
     Token(Token),
+    /// Ask an admin port whether it is healthy; for container images, which have no curl
+    Health(Health),
 }
 
 /// Which gateway to talk to.
@@ -312,6 +314,20 @@ pub struct Kinds {
     /// Which gateway.
     #[command(flatten)]
     pub target: Target,
+}
+
+/// Arguments of `health`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Exit codes:
+    0  it answered with a success
+   69  it answered with anything else, or not within --timeout; standard error says what")]
+pub struct Health {
+    /// What to ask, such as http://127.0.0.1:9464/readyz
+    pub url: String,
+    /// How long the answer may take, in seconds
+    #[arg(long, default_value_t = 3, value_name = "SECONDS")]
+    pub timeout: u64,
 }
 
 #[cfg(test)]

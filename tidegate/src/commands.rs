@@ -12,8 +12,8 @@ use serde_json::{Value, json, value::RawValue};
 
 use crate::{
     api::Client,
-    args::{Command, Follow, JobOptions, JobRef, Jobs, Kinds, Submit, Target, Watch},
-    exit::Failure,
+    args::{Command, Follow, Health, JobOptions, JobRef, Jobs, Kinds, Submit, Target, Watch},
+    exit::{self, Failure},
     text::visible,
     token,
     view::{self, payload},
@@ -56,6 +56,7 @@ pub async fn run(command: Command) -> Result<u8, Failure> {
         Command::Jobs(args) => jobs(args).await,
         Command::Kinds(args) => kinds(args).await,
         Command::Token(command) => token::run(&command),
+        Command::Health(Health { url, timeout }) => health(&url, Duration::from_secs(timeout)).await,
     }
 }
 
@@ -124,6 +125,21 @@ fn read_input(arg: &str) -> Result<Box<RawValue>, Failure> {
         (text, None) => ("the input".to_owned(), text.to_owned()),
     };
     serde_json::from_str(&text).map_err(|e| Failure::Usage(format!("{name} is not JSON: {e}")))
+}
+
+/// Asks without a client of the API: an admin port has no API.
+async fn health(url: &str, within: Duration) -> Result<u8, Failure> {
+    let url = reqwest::Url::parse(url).map_err(|e| Failure::Usage(format!("{url} is no URL: {e}")))?;
+    // No proxy stands between a process and its own admin port.
+    let client = reqwest::Client::builder().no_proxy().timeout(within).build();
+    let answer = client.map_err(anyhow::Error::from)?.get(url).send().await;
+    let why = match answer {
+        Ok(answer) if answer.status().is_success() => return Ok(0),
+        Ok(answer) => format!("{}: {}", answer.status(), answer.text().await.unwrap_or_default().trim()),
+        Err(error) => format!("{:#}", anyhow::Error::from(error)),
+    };
+    eprintln!("tidegate: {}", visible(&why));
+    Ok(exit::UNAVAILABLE)
 }
 
 async fn steer(job: &JobRef, verb: &str, body: &Value) -> Result<u8, Failure> {

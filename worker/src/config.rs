@@ -3,6 +3,7 @@
 //! Everything that is wrong is reported at once, with the exit code 64.
 
 use std::{
+    net::SocketAddr,
     num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
@@ -70,6 +71,9 @@ pub struct Args {
     /// A file with the token or API key that the engine asks for; read again when it changes.
     #[arg(long, value_name = "FILE", env = "TIDEGATE_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
+    /// Where /healthz and /readyz are served; nowhere by default.
+    #[arg(long, value_name = "ADDR", env = "TIDEGATE_WORKER_ADMIN_LISTEN")]
+    pub admin_listen: Option<SocketAddr>,
     /// How many seconds running jobs may go on after SIGTERM, before they are given back to the engine.
     #[arg(long, value_name = "SECONDS", env = "TIDEGATE_GRACE_SECONDS", default_value = "5")]
     pub grace_seconds: u32,
@@ -102,6 +106,8 @@ pub struct Settings {
     pub grace: Duration,
     /// What the engines are shown.
     pub bearer: Bearer,
+    /// Where health is served, if anywhere.
+    pub admin_listen: Option<SocketAddr>,
     /// The settings of the kinds.
     pub kinds: KindSettings,
 }
@@ -131,6 +137,7 @@ impl Args {
             capacity: self.capacity,
             grace: Duration::from_secs(self.grace_seconds.into()),
             bearer,
+            admin_listen: self.admin_listen,
             kinds: KindSettings { import_dirs: self.import_dirs, data_dir: self.data_dir, exec },
         })
     }

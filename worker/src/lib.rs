@@ -8,6 +8,7 @@
 //! - `session`: the protocol of `worker_service.proto` as a pure state machine;
 //! - [`worker`]: the one task that owns the session, the connection and the running jobs;
 //! - [`kinds`]: the built-in kinds `csv-import`, `demo`, and commands through `exec`;
+//! - `admin`: the health of the `tidegate-worker` binary;
 //! - [`config`]: flags, environment and the TOML file of the `tidegate-worker` binary.
 //!
 //! ```no_run
@@ -51,6 +52,7 @@
 //! The library keeps no state on disk: after a crash the engine gives the job to another worker, with the last
 //! acknowledged checkpoint.
 
+mod admin;
 pub mod config;
 pub mod context;
 pub mod handler;
@@ -78,8 +80,10 @@ pub async fn run(
     status: watch::Sender<Status>,
     shutdown: CancellationToken,
 ) -> Result<(), config::ConfigError> {
+    let admin = settings.admin_listen.map(|addr| admin::serve(addr, status.subscribe())).transpose()?;
     let worker = settings.into_worker(status)?;
     worker.run(shutdown).await;
+    drop(admin);
     Ok(())
 }
 

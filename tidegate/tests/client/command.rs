@@ -163,3 +163,20 @@ async fn help_teaches_examples_and_exit_codes() {
         );
     }
 }
+
+#[tokio::test]
+async fn health_answers_by_its_exit_code() {
+    let gateway = Gateway::start(vec![
+        Reply::json("200 OK", "ready"),
+        Reply::json("503 Service Unavailable", "the event log does not answer"),
+    ])
+    .await;
+    let url = format!("{}/readyz", gateway.url());
+    assert_eq!(tidegate(None, &["health", &url], "").await.status.code(), Some(0));
+    let sick = tidegate(None, &["health", &url], "").await;
+    assert_eq!(sick.status.code(), Some(69));
+    assert!(err(&sick).contains("503 Service Unavailable: the event log does not answer"), "{sick:?}");
+    drop(gateway);
+    assert_eq!(tidegate(None, &["health", &url, "--timeout=5"], "").await.status.code(), Some(69));
+    assert_eq!(tidegate(None, &["health", "nonsense"], "").await.status.code(), Some(64));
+}
