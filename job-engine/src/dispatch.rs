@@ -10,8 +10,15 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use crate::{
-    engine::Engine, error::EngineError, idempotency, job::index, kinds, session::Assigned, store::StoreError,
-    unique, vitals::Pulse,
+    engine::Engine,
+    error::EngineError,
+    idempotency,
+    job::{index, machine::millis},
+    kinds,
+    session::Assigned,
+    store::StoreError,
+    unique,
+    vitals::Pulse,
 };
 
 /// How long what was taken or claimed is hidden from other engines.
@@ -57,7 +64,11 @@ async fn assign_one(engine: &Arc<Engine>, kind: &str, job_id: String) {
     let follow = engine.followers.follow(&job_id);
     let assigned = async {
         let (record, head) = engine.get(None, &job_id).await?;
-        engine.transact(record, head, |draft| draft.assign(&slot.member.name, &nonce)).await
+        let queued = record.job.updated_at.map_or(0, millis);
+        let assigned = engine.transact(record, head, |draft| draft.assign(&slot.member.name, &nonce)).await?;
+        let waited = engine.store.now_ms().saturating_sub(queued);
+        engine.metrics.waited(kind, Duration::from_millis(waited));
+        Ok::<_, EngineError>(assigned)
     };
     match assigned.await {
         Ok((record, head)) => {
@@ -176,6 +187,9 @@ async fn sweep_one(engine: &Engine, index: &str, member: &str) {
         if let Some(left) = early {
             // It has reported since: a report does not move it, because there are many reports to one look.
             engine.store.renew(index, vec![member.to_owned()], left).await?;
+        }
+        if index == index::LEASES {
+            engine.metrics.leases_expired.increment(1);
         }
         Ok(())
     };

@@ -21,6 +21,7 @@ use crate::{
         machine::{self, Draft, NewJob, Refusal, Rules},
     },
     kinds::Kinds,
+    metrics::Metrics,
     registry::Registry,
     store::{CommitOutcome, Extent, Head, IndexChange, Snapshot, Store},
     submission::{self, Submission},
@@ -61,6 +62,8 @@ pub struct Engine {
     pub kinds: Kinds,
     /// Set when the engine goes down.
     pub draining: CancellationToken,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// What runs on behalf of a stream: sessions, owners, readers. Waited for when the engine goes down.
     pub tasks: TaskTracker,
 }

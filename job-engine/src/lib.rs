@@ -15,6 +15,8 @@ pub mod intake;
 pub mod job;
 pub mod json;
 pub mod kinds;
+pub mod measured;
+pub mod metrics;
 pub mod owner;
 pub mod registry;
 pub mod rpc;

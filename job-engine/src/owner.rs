@@ -303,6 +303,9 @@ impl Owner {
     }
 
     async fn say(&self, message: Message) {
+        if let Message::Ack(ack) = &message {
+            self.engine.metrics.reported(ack.result());
+        }
         // A session that is gone needs no answers: its worker asks again on the next one.
         let _ = self.outbox.send(WorkResponse { message: Some(message) }).await;
     }

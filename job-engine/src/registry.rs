@@ -54,6 +54,19 @@ pub struct Membership {
     pub member: Arc<Member>,
 }
 
+/// How much is connected.
+#[derive(Clone, Debug, Default)]
+pub struct Load {
+    /// Workers.
+    pub workers: usize,
+    /// The jobs they can run at once.
+    pub slots: usize,
+    /// The jobs they hold.
+    pub used: usize,
+    /// How many workers offer each kind.
+    pub by_kind: HashMap<String, usize>,
+}
+
 /// The right to one more job of a session.
 pub struct Slot {
     registry: Registry,
@@ -99,6 +112,20 @@ impl Registry {
             }
             self.inner.wake.notified().await;
         }
+    }
+
+    /// How much is connected, and how much of it is in use.
+    pub fn load(&self) -> Load {
+        let sessions = self.inner.sessions.lock();
+        let mut load = Load { workers: sessions.len(), ..Load::default() };
+        for member in sessions.values() {
+            load.slots += member.capacity;
+            load.used += member.held.load(Ordering::Relaxed);
+            for kind in &member.kinds {
+                *load.by_kind.entry(kind.clone()).or_default() += 1;
+            }
+        }
+        load
     }
 
     /// How many jobs of the kind could start here now.

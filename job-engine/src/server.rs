@@ -2,7 +2,11 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    http::{StatusCode, header},
+    routing::get,
+};
 use tidegate_auth::Authenticator;
 use tidegate_proto::{
     DESCRIPTORS,
@@ -27,10 +31,12 @@ use crate::{
     follow::{self, Followers},
     job::index,
     kinds::Kinds,
+    measured::Measured,
+    metrics::{Metrics, Now},
     registry::Registry,
     rpc::Services,
     store::{
-        Store,
+        Extent, Store,
         embedded::EmbeddedStore,
         redis::{RedisOptions, RedisStore},
     },
@@ -62,8 +68,10 @@ pub async fn bind(config: &Config, auth: Option<Authenticator>) -> anyhow::Resul
     };
     let grpc = listen(config.grpc_listen, "--grpc-listen").await?;
     let admin = listen(config.admin_listen, "--engine-admin-listen").await?;
+    let in_redis = config.log.redis.is_some() || config.log.redis_file.is_some();
+    let metrics = Arc::new(Metrics::new(if in_redis { "redis" } else { "embedded" }));
     let engine = Arc::new(Engine {
-        store: open_log(&config.log).await?,
+        store: Arc::new(Measured::new(open_log(&config.log).await?, metrics.clone())),
         rules: config.rules(),
         bounds: config.bounds(),
         progress_interval: Duration::from_millis(config.progress_interval_ms),
@@ -71,6 +79,7 @@ pub async fn bind(config: &Config, auth: Option<Authenticator>) -> anyhow::Resul
         registry: Registry::default(),
         kinds: Kinds::default(),
         draining: CancellationToken::new(),
+        metrics,
         tasks: TaskTracker::new(),
     });
     Ok(Bound { grpc, admin, engine, auth })
@@ -117,11 +126,14 @@ impl Bound {
     /// Serves until `stop`, then drains: workers and watchers are told, and come back elsewhere or later.
     pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
         let engine = self.engine;
-        let registry = engine.registry.clone();
+        let (registry, metrics) = (engine.registry.clone(), engine.metrics.clone());
         let on_index = move |name: Option<&str>| match name.map(|n| n.strip_prefix(index::QUEUE_PREFIX)) {
             Some(Some(kind)) => registry.touch(&[kind]),
             Some(None) => {}
-            None => registry.touch(&registry.kinds()),
+            None => {
+                metrics.hints_lost.increment(1);
+                registry.touch(&registry.kinds());
+            }
         };
         let (reporter, health) = tonic_health::server::health_reporter();
         // Whoever asks first is answered, and not with a yes that nobody has found out yet.
@@ -195,6 +207,7 @@ async fn report_health(reporter: HealthReporter, engine: Arc<Engine>, vitals: Vi
         let ready = readiness(&engine, &vitals).await.is_ok();
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         set_health(&reporter, status).await;
+        engine.metrics.upkeep();
         tokio::select! {
             () = tokio::time::sleep(HEALTH_EVERY) => {}
             () = engine.draining.cancelled(), if ready => {}
@@ -220,8 +233,33 @@ async fn readiness(engine: &Engine, vitals: &Vitals) -> Result<(), String> {
     }
 }
 
-/// Serves /healthz (the process lives) and /readyz (it can do its work, or says why not).
+/// What the gauges show.
+async fn now(engine: &Engine) -> Now {
+    let extents =
+        [index::ALL_JOBS, index::LEASES, index::SCHEDULED, index::CANCELS].map(|i| Extent::Index(i.into()));
+    let counted = tokio::time::timeout(Duration::from_secs(2), engine.store.count(extents.into())).await;
+    let jobs = counted.ok().and_then(Result::ok).and_then(|counted| counted.try_into().ok());
+    let (load, generation) = (engine.registry.load(), engine.store.generation());
+    Now {
+        generation,
+        workers: load.workers,
+        slots: load.slots,
+        slots_used: load.used,
+        by_kind: load.by_kind,
+        jobs,
+    }
+}
+
+/// Serves /metrics, /healthz (the process lives) and /readyz (it can do its work, or says why not).
 async fn admin(listener: TcpListener, engine: Arc<Engine>, vitals: Vitals) {
+    let measured = engine.clone();
+    let metrics = move || {
+        let engine = measured.clone();
+        async move {
+            let text = engine.metrics.render(&now(&engine).await);
+            ([(header::CONTENT_TYPE, tidegate_telemetry::CONTENT_TYPE)], text)
+        }
+    };
     let ready = move || {
         let (engine, vitals) = (engine.clone(), vitals.clone());
         async move {
@@ -231,7 +269,10 @@ async fn admin(listener: TcpListener, engine: Arc<Engine>, vitals: Vitals) {
             }
         }
     };
-    let router = Router::new().route("/healthz", get(async || "alive\n")).route("/readyz", get(ready));
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "alive\n"))
+        .route("/readyz", get(ready));
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the admin port failed");
     }

@@ -369,6 +369,9 @@ impl Session {
     }
 
     async fn send(&self, message: Message) {
+        if let Message::Ack(ack) = &message {
+            self.engine.metrics.reported(ack.result());
+        }
         let _ = self.outbox.send(say(message)).await;
     }
 }

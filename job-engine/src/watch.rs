@@ -22,7 +22,7 @@ use tonic::Status;
 use crate::{
     engine::Engine,
     error::EngineError,
-    job::JobRecord,
+    job::{JobRecord, machine::millis},
     store::{Entry, Page, StoreError},
 };
 
@@ -105,12 +105,15 @@ pub async fn open(
             after: start.after,
             ended: false,
             missing: None,
+            live: false,
             out,
         };
+        reader.engine.metrics.watches.increment(1.0);
         let end = tokio::select! {
             end = reader.run(record, start, &mut follow) => end,
             () = draining.cancelled() => Err(EngineError::Draining),
         };
+        reader.engine.metrics.watches.decrement(1.0);
         if let Err(error) = end {
             let _ = reader.out.send(Err(error.into())).await;
         }
@@ -127,6 +130,8 @@ struct Reader {
     ended: bool,
     /// Since when events that were sent are not in the log.
     missing: Option<Instant>,
+    /// Whether everything was read, so that what comes now is new.
+    live: bool,
     out: Out,
 }
 
@@ -168,6 +173,7 @@ impl Reader {
                             return Ok(());
                         }
                     }
+                    self.live = true;
                     let out = self.out.clone();
                     let mended = self.missing.map_or_else(Instant::now, |since| since + MEND);
                     tokio::select! {
@@ -214,6 +220,12 @@ impl Reader {
         let count = page.entries.len();
         for entry in page.entries {
             let event = decode(&entry)?;
+            // Once a page: the event that has waited longest.
+            if std::mem::take(&mut self.live) {
+                let stored = event.time.map_or(0, millis);
+                let lag = self.engine.store.now_ms().saturating_sub(stored);
+                self.engine.metrics.watch_lag.record(Duration::from_millis(lag));
+            }
             self.after = event.seq;
             self.ended = event.is_terminal();
             if self.say(Message::Event(event)).await.is_err() {

@@ -219,6 +219,7 @@ async fn attach(store: Arc<dyn Store>, case: &Case) -> Result<(), TestCaseError>
         registry: Registry::default(),
         kinds: Kinds::default(),
         draining: CancellationToken::new(),
+        metrics: Arc::default(),
         tasks: TaskTracker::new(),
     });
     let bells = engine.followers.clone().distribute(engine.store.hints(), |_| {});

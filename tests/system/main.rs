@@ -12,6 +12,7 @@ mod docs;
 mod fleet;
 mod herd;
 mod import;
+mod metrics;
 mod resume;
 mod steer;
 mod support;

@@ -47,6 +47,7 @@ pub(crate) struct Stack {
     pub(crate) grpc: String,
     /// What the worker offers.
     kinds: Vec<String>,
+    engine_admin: String,
     scratch: TempDir,
 }
 
@@ -106,6 +107,7 @@ impl Stack {
             http,
             gateway_admin,
             grpc,
+            engine_admin,
             kinds,
             scratch,
         };
@@ -184,5 +186,10 @@ impl Stack {
     /// The gateway's metrics, as text.
     pub(crate) async fn gateway_metrics(&self) -> String {
         metrics(&self.gateway_admin).await
+    }
+
+    /// The engine's metrics, as text.
+    pub(crate) async fn engine_metrics(&self) -> String {
+        metrics(&self.engine_admin).await
     }
 }

@@ -1,0 +1,139 @@
+//! What is exported is what docs/metrics.md says, on a real run, and its figures are those of the run.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::{Stack, Store, eventually, follow};
+
+const PAGE: &str = include_str!("../../docs/metrics.md");
+
+/// Metrics by name: their type and the names of their labels.
+type Families = BTreeMap<String, (String, BTreeSet<String>)>;
+
+/// What the page says below a heading.
+fn documented(heading: &str) -> Families {
+    let section = PAGE.split("\n## ").find_map(|s| s.strip_prefix(heading)).unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    let parse = |row: &str| {
+        let cells: Vec<_> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+        let labels = cells[2].split(", ").map(|l| l.trim_matches('`').to_owned()).filter(|l| !l.is_empty());
+        (cells[0].to_owned(), (cells[1].to_owned(), labels.collect()))
+    };
+    rows.map(parse).collect()
+}
+
+/// What a scrape shows, without the metrics that every process has.
+fn exported(text: &str) -> Families {
+    let mut families = Families::new();
+    for line in text.lines() {
+        if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').unwrap();
+            families.insert(name.to_owned(), (kind.to_owned(), BTreeSet::new()));
+        } else if let Some((name, rest)) = line.split_once('{').filter(|_| !line.starts_with('#')) {
+            let name = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| name.strip_suffix(suffix).filter(|name| families.contains_key(*name)))
+                .unwrap_or(name);
+            // a="x",b="y"} 1: what stands before each =" ends with a label's name.
+            let parts: Vec<_> = rest.split("=\"").collect();
+            let labels = parts[..parts.len() - 1].iter().filter_map(|part| part.rsplit([',', '"']).next());
+            let labels = labels.filter(|label| *label != "le").map(str::to_owned);
+            families.get_mut(name).unwrap().1.extend(labels);
+        }
+    }
+    families.retain(|name, _| !name.starts_with("process_"));
+    families
+}
+
+/// The value of a series, as it stands before its value in the text.
+fn value(text: &str, series: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_of_a_run_are_those_of_the_page_and_count_what_happened() {
+    let stack = Stack::start(Store::Redis).await;
+    let job = stack.submit("demo", json!({ "steps": 3, "seconds": 1 })).await;
+    let viewers = [(); 2].map(|()| tokio::spawn(follow(stack.follower(&job, ""), |_| {})));
+    let mut handed = 0;
+    for viewer in viewers {
+        let seen = viewer.await.unwrap();
+        seen.assert_whole(0);
+        handed += seen.events.len();
+    }
+    let common = documented("Both");
+    let expected = |heading| documented(heading).into_iter().chain(common.clone()).collect::<Families>();
+    let (of_gateway, of_engine) = (expected("Gateway"), expected("Engine"));
+    assert!(of_gateway.len() > 15 && of_engine.len() > 20, "the page was not understood");
+
+    let malformed = stack.client.request(Method::GET, &["api", "jobs", "nonsense"]);
+    assert!(stack.client.call(malformed).await.is_err());
+
+    // Histograms show once they have been looked after, and streams count when their connections have closed.
+    let (gateway, engine) = eventually("both streams are counted as closed", async || {
+        let (gateway, engine) = (stack.gateway_metrics().await, stack.engine_metrics().await);
+        let closed = gateway.contains("tidegate_gateway_stream_seconds_count 2");
+        (closed && value(&engine, "tidegate_engine_watches") == 0.0).then_some((gateway, engine))
+    })
+    .await;
+    assert_eq!(exported(&gateway), of_gateway);
+    assert_eq!(exported(&engine), of_engine);
+
+    for (series, expected) in [
+        ("tidegate_gateway_streams", 0.0),
+        ("tidegate_gateway_streams_opened_total{outcome=\"fresh\"}", 2.0),
+        ("tidegate_gateway_streams_closed_total{reason=\"finished\"}", 2.0),
+        ("tidegate_gateway_problems_total{problem=\"malformed-job-id\"}", 1.0),
+        ("tidegate_gateway_problems_total{problem=\"job-not-found\"}", 0.0),
+        ("tidegate_gateway_upstreams_opened_total", 1.0),
+        ("tidegate_gateway_upstreams_shared_total", 1.0),
+        ("tidegate_gateway_events_total", handed as f64),
+    ] {
+        assert_eq!(value(&gateway, series), expected, "{series}");
+    }
+    assert!(value(&gateway, "tidegate_gateway_delivery_lag_seconds_count") > 0.0);
+    for (series, expected) in [
+        ("tidegate_engine_jobs_submitted_total{kind=\"demo\"}", 1.0),
+        ("tidegate_engine_attempts_total{kind=\"demo\"}", 1.0),
+        ("tidegate_engine_jobs_finished_total{kind=\"demo\",outcome=\"completed\"}", 1.0),
+        ("tidegate_engine_job_run_seconds_count{kind=\"demo\"}", 1.0),
+        ("tidegate_engine_queue_wait_seconds_count{kind=\"demo\"}", 1.0),
+        ("tidegate_engine_events_total{event=\"complete\"}", 1.0),
+        ("tidegate_engine_events_total{event=\"checkpoint\"}", 3.0),
+        ("tidegate_engine_reports_total{result=\"lease_lost\"}", 0.0),
+        ("tidegate_engine_kind_workers{kind=\"demo\"}", 1.0),
+        ("tidegate_engine_workers", 1.0),
+        ("tidegate_engine_worker_slots", 4.0),
+        ("tidegate_engine_jobs{state=\"kept\"}", 1.0),
+        ("tidegate_engine_jobs{state=\"leased\"}", 0.0),
+    ] {
+        assert_eq!(value(&engine, series), expected, "{series}");
+    }
+    assert!(value(&engine, "tidegate_engine_watch_lag_seconds_count") > 0.0);
+    for text in [gateway, engine] {
+        assert!(!text.contains(&job), "a job's id in the metrics");
+    }
+}
+
+/// j1, j2: what an operator sees of a worker that died: its lease expired, and the job went to another attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_died_shows_as_an_expired_lease() {
+    let mut stack = Stack::start(Store::Embedded).await;
+    let job = stack.submit("demo", json!({ "steps": 40, "seconds": 20 })).await;
+    stack.until(&job, "PROCESSING").await;
+    stack.worker.kill();
+    let expired = "tidegate_engine_leases_expired_total";
+    eventually("the lease expires", async || {
+        (value(&stack.engine_metrics().await, expired) == 1.0).then_some(())
+    })
+    .await;
+    stack.worker.start_again();
+    let again = "tidegate_engine_attempts_total{kind=\"demo\"}";
+    eventually("another attempt begins", async || {
+        (value(&stack.engine_metrics().await, again) == 2.0).then_some(())
+    })
+    .await;
+}
