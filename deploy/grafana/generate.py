@@ -189,25 +189,107 @@ def dashboard(uid, title, description, specs):
                     "regex": "",
                     "skipUrlSync": False,
                 },
-                variable("job", "Job", "label_values(tidegate_gateway_streams, job)"),
-                variable("instance", "Instance", 'label_values(tidegate_gateway_streams{job=~"$job"}, instance)'),
+                variable("job", "Job", "label_values(tidegate_build_info, job)"),
+                variable("instance", "Instance", 'label_values(tidegate_build_info{job=~"$job"}, instance)'),
             ]
         },
     }
 
 
-G = "tidegate_gateway_"
+G, E = "tidegate_gateway_", "tidegate_engine_"
 
 DASHBOARDS = {
+    "overview": (
+        "Overview",
+        "Whether viewers see their jobs, and jobs get done.",
+        [
+            stat(
+                "Gateways",
+                "Gateways that Prometheus reaches.",
+                f'count(tidegate_build_info{{{M}, part="gateway"}})',
+                "short",
+                2,
+                1,
+                True,
+            ),
+            stat(
+                "Engines",
+                "Engines that Prometheus reaches.",
+                f'count(tidegate_build_info{{{M}, part="engine"}})',
+                "short",
+                2,
+                1,
+                True,
+            ),
+            stat("Workers", "Workers connected to engines.", total(E + "workers"), "short", 2, 1, True),
+            stat("Open streams", "Viewers that are connected now.", total(G + "streams")),
+            stat(
+                "Delivery lag p99",
+                "From an event's time to a viewer's connection.",
+                quantile(0.99, G + "delivery_lag_seconds"),
+                "s",
+                0.5,
+                1,
+            ),
+            stat(
+                "Slots in use",
+                "Share of the workers' slots that run jobs.",
+                f"{total(E + 'worker_slots_used')} / {total(E + 'worker_slots')}",
+                "percentunit",
+                0.8,
+                0.95,
+            ),
+            graph(
+                "Jobs that ended", "By outcome, per second.", [(rate(E + "jobs_finished_total", "outcome"), "{{outcome}}")], "ops"
+            ),
+            graph(
+                "Queue wait", "From being queued to being given to a worker.", quantiles(E + "queue_wait_seconds"), "s", 30, 60
+            ),
+            graph("Open streams", "By gateway.", [(total(G + "streams", "instance"), "{{instance}}")]),
+            graph(
+                "Delivery lag",
+                "From an event's time to a viewer's connection.",
+                quantiles(G + "delivery_lag_seconds"),
+                "s",
+                0.5,
+                1,
+            ),
+            graph(
+                "Commits",
+                "How long the event log takes to accept a change.",
+                quantiles(E + "log_call_seconds", matchers='call="commit"'),
+                "s",
+                0.1,
+                0.25,
+            ),
+            graph(
+                "What went wrong",
+                "Errors of the log, expired leases, breaks of upstreams, per second.",
+                [
+                    (rate(E + "log_errors_total"), "log errors"),
+                    (rate(E + "leases_expired_total"), "expired leases"),
+                    (rate(G + "upstream_breaks_total"), "broken upstreams"),
+                ],
+                "ops",
+            ),
+            graph(
+                "CPU", "Cores in use, by process.", [(f"rate(process_cpu_seconds_total{{{M}}}{RATE})", "{{instance}}")], "short"
+            ),
+            graph("Memory", "Resident memory, by process.", [(f"process_resident_memory_bytes{{{M}}}", "{{instance}}")], "bytes"),
+        ],
+    ),
     "streams": (
         "Streams",
         "The edge: who watches, how fast it reaches them, and why streams end.",
         [
             graph("Open streams", "By gateway.", [(total(G + "streams", "instance"), "{{instance}}")]),
             graph(
-                "Upstreams",
-                "Logs that gateways follow at engines.",
-                [(total(G + "upstreams", "instance"), "{{instance}}")],
+                "Delivery lag",
+                "From an event's time to a viewer's connection, by one viewer in 64.",
+                quantiles(G + "delivery_lag_seconds"),
+                "s",
+                0.5,
+                1,
             ),
             graph(
                 "Opened",
@@ -216,6 +298,8 @@ DASHBOARDS = {
                 "ops",
             ),
             graph("Closed", "By reason.", [(rate(G + "streams_closed_total", "reason"), "{{reason}}")], "ops"),
+            graph("Time to open", "How long opening a stream takes.", quantiles(G + "open_seconds"), "s", 0.5, 1),
+            graph("Lifetime", "How long streams lasted.", quantiles(G + "stream_seconds"), "s"),
             graph(
                 "Events",
                 "Handed to viewers, per second, by gateway.",
@@ -228,12 +312,15 @@ DASHBOARDS = {
                 [(rate(G + "bytes_total", "instance"), "{{instance}}")],
                 "Bps",
             ),
+            graph("Upstreams", "Logs that gateways follow at engines.", [(total(G + "upstreams", "instance"), "{{instance}}")]),
             graph(
-                "Breaks",
-                "Upstreams that broke and were resumed, per second; viewers see nothing of it.",
-                [(rate(G + "upstream_breaks_total", "instance"), "{{instance}}")],
+                "Sharing",
+                "Logs opened, and requests that joined one that was open, per second.",
+                [
+                    (rate(G + "upstreams_opened_total"), "opened"),
+                    (rate(G + "upstreams_shared_total"), "shared"),
+                ],
                 "ops",
-                1,
             ),
             graph(
                 "Engines",
@@ -242,6 +329,140 @@ DASHBOARDS = {
                     (total(G + "engines_known", "instance"), "{{instance}}: known"),
                     (total(G + "engines_serving", "instance"), "{{instance}}: serving"),
                 ],
+            ),
+            graph(
+                "Breaks",
+                "Upstreams that broke and were resumed, per second; viewers see nothing of it.",
+                [(rate(G + "upstream_breaks_total", "instance"), "{{instance}}")],
+                "ops",
+                1,
+            ),
+            graph(
+                "Behind",
+                "Viewers that fell behind, and pages of history read, per second.",
+                [
+                    (rate(G + "slow_viewers_total"), "slow viewers"),
+                    (rate(G + "history_reads_total"), "pages"),
+                ],
+                "ops",
+            ),
+            graph(
+                "Rings", "Bytes of events kept for all viewers.", [(total(G + "ring_bytes", "instance"), "{{instance}}")], "bytes"
+            ),
+            graph(
+                "Open files",
+                "Share of the open files that the system allows.",
+                [(f"process_open_fds{{{M}}} / process_max_fds{{{M}}}", "{{instance}}")],
+                "percentunit",
+                0.6,
+                0.8,
+            ),
+        ],
+    ),
+    "jobs": (
+        "Jobs and workers",
+        "What is submitted, how long it waits and runs, and who runs it.",
+        [
+            graph("Submitted", "By kind, per second.", [(rate(E + "jobs_submitted_total", "kind"), "{{kind}}")], "ops"),
+            graph(
+                "Ended",
+                "By kind and outcome, per second.",
+                [(rate(E + "jobs_finished_total", "kind, outcome"), "{{kind}} {{outcome}}")],
+                "ops",
+            ),
+            graph("Queue wait", "By kind.", quantiles(E + "queue_wait_seconds", "kind"), "s", 30, 60),
+            graph(
+                "Run time", "From the first attempt's start to the end, by kind.", quantiles(E + "job_run_seconds", "kind"), "s"
+            ),
+            graph("Jobs", "In the whole log, by state.", [(f"max by (state) (tidegate_engine_jobs{{{M}}})", "{{state}}")]),
+            graph(
+                "Slots",
+                "What the workers can run at once, and what they run.",
+                [
+                    (total(E + "worker_slots"), "slots"),
+                    (total(E + "worker_slots_used"), "in use"),
+                ],
+            ),
+            graph("Workers", "Connected, by engine.", [(total(E + "workers", "instance"), "{{instance}}")]),
+            graph("Workers by kind", "Connected workers that offer a kind.", [(total(E + "kind_workers", "kind"), "{{kind}}")]),
+            graph(
+                "Attempts and retries",
+                "Per second.",
+                [(rate(E + "attempts_total"), "attempts"), (rate(E + "retries_total"), "retries")],
+                "ops",
+            ),
+            graph(
+                "Leases that expired",
+                "Workers that gave no sign of life, per second.",
+                [(rate(E + "leases_expired_total", "instance"), "{{instance}}")],
+                "ops",
+                0.01,
+            ),
+            graph(
+                "Reports",
+                "By what the worker was told; lease_lost: refused, because the job is no longer its own.",
+                [(rate(E + "reports_total", "result"), "{{result}}")],
+                "ops",
+            ),
+            graph("Checkpoints", "Sizes.", quantiles(E + "checkpoint_bytes"), "bytes"),
+        ],
+    ),
+    "log": (
+        "Redis and log",
+        "The event log: how fast it answers, what is written, and who follows.",
+        [
+            graph(
+                "Commits",
+                "How long a commit takes, by store.",
+                quantiles(E + "log_call_seconds", "store", 'call="commit"'),
+                "s",
+                0.1,
+                0.25,
+            ),
+            graph(
+                "Other calls p99",
+                "By call.",
+                [(quantile(0.99, E + "log_call_seconds", "call", 'call!="commit"'), "{{call}}")],
+                "s",
+                0.1,
+                0.25,
+            ),
+            graph("Calls", "Per second, by call.", [(rate(E + "log_call_seconds_count", "call"), "{{call}}")], "ops"),
+            graph("Errors", "Calls that failed, per second.", [(rate(E + "log_errors_total", "call"), "{{call}}")], "ops", 0.01),
+            graph(
+                "Conflicts",
+                "Commits that somebody else was faster than, per second.",
+                [(rate(E + "log_conflicts_total", "instance"), "{{instance}}")],
+                "ops",
+            ),
+            graph("Events", "Stored per second, by type.", [(rate(E + "events_total", "event"), "{{event}}")], "ops"),
+            graph("Bytes", "Of events stored per second.", [(rate(E + "event_bytes_total", "instance"), "{{instance}}")], "Bps"),
+            graph("Jobs kept", "Until their retention ends.", [(f'max (tidegate_engine_jobs{{{M}, state="kept"}})', "kept")]),
+            graph("Followed logs", "By engine.", [(total(E + "watches", "instance"), "{{instance}}")]),
+            graph(
+                "Follower lag",
+                "From an event's time to its being sent to a gateway.",
+                quantiles(E + "watch_lag_seconds"),
+                "s",
+                0.5,
+                1,
+            ),
+            graph(
+                "Lost hints",
+                "Reconnects of the subscription, and overruns; followers then look by themselves.",
+                [(rate(E + "hints_lost_total", "instance"), "{{instance}}")],
+                "ops",
+                0.01,
+            ),
+            graph(
+                "Log generation",
+                "A step up: Redis was restarted, replaced or emptied, and may have lost something.",
+                [(total(E + "log_generation", "instance"), "{{instance}}")],
+            ),
+            graph(
+                "Runtime",
+                "Tasks that wait for a thread: more than a few for long means too little CPU.",
+                [(total("tidegate_runtime_queue", "instance"), "{{instance}}")],
             ),
         ],
     ),

@@ -88,7 +88,7 @@ class Dashboards(unittest.TestCase):
         self.assertEqual({file.name: file.read_text() for file in DASHBOARDS}, generate.rendered())
 
     def test_every_panel_says_what_it_shows_and_heeds_the_variables(self) -> None:
-        self.assertTrue(DASHBOARDS)
+        self.assertEqual({file.stem for file in DASHBOARDS}, {"overview", "streams", "jobs", "log"})
         for file in DASHBOARDS:
             board = json.loads(file.read_text())
             names = {variable["name"] for variable in board["templating"]["list"]}
@@ -120,7 +120,7 @@ class Live(unittest.TestCase):
         cls.addClassCleanup(cls.stack.close)
         scratch = pathlib.Path(cls.stack.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-prometheus-")))
         redis, grpc, http, engine, gateway, cls.prometheus = (free_port() for _ in range(6))
-        cls.admin = {"tidegate-gateway": f"127.0.0.1:{gateway}"}
+        cls.admin = {"tidegate-engine": f"127.0.0.1:{engine}", "tidegate-gateway": f"127.0.0.1:{gateway}"}
         cls.api = f"http://127.0.0.1:{http}"
         (scratch / "data").mkdir()
         debug = ROOT / "target" / "debug"
@@ -178,19 +178,6 @@ class Live(unittest.TestCase):
         path.write_text(yaml.safe_dump(config))
         return path
 
-    def test_the_metrics_are_those_of_the_page(self) -> None:
-        self.watch(self.submit())
-        rows = re.findall(r"(?m)^\| `(\w+)` \| (\w+) \|([^|]*)\|", (ROOT / "docs" / "metrics.md").read_text())
-        self.assertGreaterEqual(len(rows), 10)
-        documented = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
-        exported: dict[str, tuple[str, set[str]]] = {}
-        for line in get(f"http://{self.admin['tidegate-gateway']}/metrics").splitlines():
-            if typed := re.fullmatch(r"# TYPE (\w+) (\w+)", line):
-                exported[typed[1]] = (typed[2], set())
-            elif not line.startswith("#") and (sample := re.match(r"(\w+)\{(.*)\} ", line)):
-                exported[sample[1]][1].update(re.findall(r'(\w+)="', sample[2]))
-        self.assertEqual(exported, documented)
-
     def submit(self, **input: object) -> str:
         body = json.dumps({"kind": "demo", "input": {"steps": 2, "seconds": 0.2, **input}}).encode()
         request = urllib.request.Request(f"{self.api}/api/jobs", body, {"content-type": "application/json"})
@@ -221,7 +208,7 @@ class Live(unittest.TestCase):
             for panel in json.loads(file.read_text())["panels"]
             for target in panel["targets"]
         }
-        self.assertGreaterEqual(len(queries), 8)
+        self.assertGreater(len(queries), 40)
         recorded = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"] if "record" in rule]
         queries |= {f"recorded: {rule['record']}": rule["record"] for rule in recorded}
         missing = dict(queries)
@@ -241,7 +228,7 @@ class Live(unittest.TestCase):
             self.fail(f"these queries return nothing: {missing}")
         # All is well, but for the replicas that this test does not have.
         firing = {alert["metric"]["alertname"] for alert in self.query('ALERTS{alertstate="firing"}')}
-        self.assertLessEqual(firing, {"TidegateReplicaMissing"}, "an alert without a reason")
+        self.assertLessEqual(firing, {"TidegateReplicaMissing"})
 
 
 if __name__ == "__main__":
