@@ -13,7 +13,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tidegate_proto::v1::{
-    CancelOrder, LeaseLost, Report, ReportAck, ReportResult, WorkResponse, report::Body,
+    CancelOrder, LeaseLost, Report, ReportAck, ReportAcks, ReportResult, WorkResponse, report::Body,
     work_response::Message,
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -30,9 +30,9 @@ use crate::{
     store::{CommitOutcome, Head, Snapshot, StoreError},
 };
 
-/// How many reports one commit takes at most.
+/// A commit takes no more letters when it has this many reports.
 const BATCH: usize = 128;
-/// How many reports may wait for their owner, and how many progress reports may wait to be merged.
+/// How many letters may wait for their owner, and how many progress reports may wait to be merged.
 const MAILBOX: usize = 64;
 
 /// A leased job in the hands of this engine.
@@ -57,8 +57,8 @@ pub struct Owner {
     progress_at: Instant,
 }
 
-/// How reports reach an owner.
-pub type Mailbox = mpsc::Sender<Report>;
+/// How reports reach an owner: those that came together, in their order, at least one.
+pub type Mailbox = mpsc::Sender<Vec<Report>>;
 
 /// Why an owner ends.
 enum End {
@@ -78,7 +78,7 @@ impl Owner {
         (mut record, head, slot, follow): Assigned,
         outbox: mpsc::Sender<WorkResponse>,
     ) -> Mailbox {
-        let (mailbox, reports) = mpsc::channel(MAILBOX);
+        let (mailbox, letters) = mpsc::channel(MAILBOX);
         // Without it the record is small, whatever is done with it.
         let input = std::mem::take(&mut record.job.input_json);
         let token = record.lease.as_ref().map(|l| l.token.clone()).unwrap_or_default();
@@ -97,19 +97,23 @@ impl Owner {
             held: Vec::new(),
             progress_at: Instant::now(),
         };
-        owner.engine.tasks.clone().spawn(owner.run(reports));
+        owner.engine.tasks.clone().spawn(owner.run(letters));
         mailbox
     }
 
-    async fn run(mut self, mut reports: mpsc::Receiver<Report>) {
+    async fn run(mut self, mut letters: mpsc::Receiver<Vec<Report>>) {
         let end = loop {
-            let mut batch = Vec::new();
             let after = self.head.seq;
             let turn = tokio::select! {
-                n = reports.recv_many(&mut batch, BATCH) => {
-                    let gone = n == 0;
-                    self.take(batch, gone).await.and(if gone { Err(End::SessionGone) } else { Ok(()) })
-                }
+                letter = letters.recv() => match letter {
+                    Some(mut reports) => {
+                        while reports.len() < BATCH && let Ok(letter) = letters.try_recv() {
+                            reports.extend(letter);
+                        }
+                        self.take(reports, false).await
+                    }
+                    None => self.take(Vec::new(), true).await.and(Err(End::SessionGone)),
+                },
                 () = self.follow.changed(after) => self.look().await,
                 () = tokio::time::sleep_until(self.progress_at), if !self.held.is_empty() => self.take(Vec::new(), true).await,
             };
@@ -123,9 +127,9 @@ impl Owner {
             self.say(Message::LeaseLost(lost)).await;
         }
         // Whatever else the worker has sent came too late. The session notices that the mailbox is closed.
-        reports.close();
-        while let Some(report) = reports.recv().await {
-            self.say(Message::Ack(ack(&report, Err(Refusal::LeaseLost)))).await;
+        letters.close();
+        while let Some(reports) = letters.recv().await {
+            self.answer(reports.iter().map(|report| ack(report, Err(Refusal::LeaseLost)))).await;
         }
     }
 
@@ -186,9 +190,7 @@ impl Owner {
             self.confirm().await?;
         }
         let by_report = answers.iter().any(Result::is_ok);
-        for (report, answer) in reports.iter().zip(answers) {
-            self.say(Message::Ack(ack(report, answer))).await;
-        }
+        self.answer(reports.iter().zip(answers).map(|(report, answer)| ack(report, answer))).await;
         self.judge(by_report).await
     }
 
@@ -302,10 +304,12 @@ impl Owner {
         }
     }
 
+    async fn answer(&self, acks: impl Iterator<Item = ReportAck>) {
+        let acks = acks.inspect(|ack| self.engine.metrics.reported(ack.result())).collect();
+        self.say(Message::Acks(ReportAcks { acks })).await;
+    }
+
     async fn say(&self, message: Message) {
-        if let Message::Ack(ack) = &message {
-            self.engine.metrics.reported(ack.result());
-        }
         // A session that is gone needs no answers: its worker asks again on the next one.
         let _ = self.outbox.send(WorkResponse { message: Some(message) }).await;
     }

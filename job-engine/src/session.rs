@@ -9,8 +9,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tidegate_proto::{
     limits,
     v1::{
-        Assignment, Drain, HeldLease, Hello, LeaseLost, Pong, Report, ResumedLease, Welcome, WorkRequest,
-        WorkResponse, WorkerKind, work_request, work_response::Message,
+        Assignment, Drain, HeldLease, Hello, LeaseLost, Pong, Report, ReportAck, ReportAcks, ResumedLease,
+        Welcome, WorkRequest, WorkResponse, WorkerKind, work_request, work_response::Message,
     },
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -33,6 +33,13 @@ use crate::{
 
 /// How many messages may wait for a worker that does not read.
 const OUTBOX: usize = 256;
+/// How many messages may wait for the wire: as many as can leave together.
+const LEAVING: usize = 16;
+/// How many reports a worker may put into one message, and how many answers it gets in one.
+const BATCH: usize = 256;
+/// What an owner is given at once is one report, or several of at most so many bytes together: so what waits for it is
+/// bounded by the number of its letters.
+const LETTER_BYTES: usize = 64 * 1024;
 /// The largest capacity a worker may claim.
 const MAX_CAPACITY: u32 = 10_000;
 /// How many leases of a returning worker are looked at together.
@@ -84,7 +91,7 @@ where
 
     let (to_session, inbox) = mpsc::channel(OUTBOX);
     let (outbox, out) = mpsc::channel(OUTBOX);
-    let (answers, answer_stream) = mpsc::channel(1);
+    let (answers, answer_stream) = mpsc::channel(LEAVING);
     let name = limits::cut(hello.name, limits::MAX_TEXT_BYTES);
     let kinds: Vec<String> = hello.kinds.into_iter().map(|k| k.kind).collect();
     tracing::info!(
@@ -97,24 +104,58 @@ where
     let membership = engine.registry.join(name, kinds, hello.capacity as usize, to_session);
     let mut session = Session { engine, membership, outbox, jobs: HashMap::new(), renewed: Instant::now() };
     let welcome = session.welcome(hello.leases).await?;
-    session.engine.tasks.clone().spawn(session.live(welcome, requests, inbox, out, answers));
+    let outbound = Outbound { out, answers, batched: hello.batched_acks };
+    session.engine.tasks.clone().spawn(session.live(welcome, requests, inbox, outbound));
     Ok(answer_stream)
 }
 
-/// Carries answers to the worker until nobody has any more, or nobody hears them: the worker is gone, or may not stay.
-async fn forward(mut out: mpsc::Receiver<WorkResponse>, answers: mpsc::Sender<Result<WorkResponse, Status>>) {
-    loop {
-        tokio::select! {
-            biased;
-            () = answers.closed() => break,
-            message = out.recv() => {
-                let Some(message) = message else { break };
-                if answers.send(Ok(message)).await.is_err() {
-                    break;
+/// The way of answers from the session and its owners to the worker.
+struct Outbound {
+    out: mpsc::Receiver<WorkResponse>,
+    answers: mpsc::Sender<Result<WorkResponse, Status>>,
+    /// Whether the worker understands answers to several reports in one message.
+    batched: bool,
+}
+
+impl Outbound {
+    /// Carries answers to the worker until nobody has any more, or nobody hears them: the worker is gone, or may not stay.
+    async fn forward(mut self) {
+        let mut waiting = Vec::with_capacity(OUTBOX);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.answers.closed() => return,
+                n = self.out.recv_many(&mut waiting, OUTBOX) => if n == 0 { return },
+            }
+            for message in pack(waiting.drain(..), self.batched) {
+                if self.answers.send(Ok(message)).await.is_err() {
+                    return;
                 }
             }
         }
     }
+}
+
+/// Puts answers to reports that follow each other into one message; or, unless `batched`, each into one of its own.
+fn pack(messages: impl Iterator<Item = WorkResponse>, batched: bool) -> Vec<WorkResponse> {
+    let mut packed: Vec<WorkResponse> = Vec::new();
+    for message in messages {
+        match message.message {
+            Some(Message::Acks(more)) if !batched => {
+                packed.extend(more.acks.into_iter().map(|ack| say(Message::Ack(ack))));
+            }
+            Some(Message::Acks(more)) => match packed.last_mut() {
+                Some(WorkResponse { message: Some(Message::Acks(last)) })
+                    if last.acks.len() + more.acks.len() <= BATCH =>
+                {
+                    last.acks.extend(more.acks);
+                }
+                _ => packed.push(say(Message::Acks(more))),
+            },
+            other => packed.push(WorkResponse { message: other }),
+        }
+    }
+    packed
 }
 
 fn say(message: Message) -> WorkResponse {
@@ -152,16 +193,16 @@ impl Session {
         welcome: Welcome,
         requests: S,
         mut inbox: mpsc::Receiver<Assigned>,
-        out: mpsc::Receiver<WorkResponse>,
-        answers: mpsc::Sender<Result<WorkResponse, Status>>,
+        outbound: Outbound,
     ) where
         S: Stream<Item = Result<WorkRequest, Status>> + Send + Unpin,
     {
+        let answers = outbound.answers.clone();
         // The Welcome goes first: owners and the dispatcher write to another channel, which is forwarded from here on.
         if answers.send(Ok(say(Message::Welcome(welcome)))).await.is_err() {
             return;
         }
-        let mut forwarding = AbortOnDropHandle::new(tokio::spawn(forward(out, answers.clone())));
+        let mut forwarding = AbortOnDropHandle::new(tokio::spawn(outbound.forward()));
         self.membership.enter();
         let (end, gone) = tokio::select! {
             end = self.run(requests, &mut inbox) => (end, false),
@@ -220,6 +261,7 @@ impl Session {
             max_checkpoint_bytes: bytes(rules.max_checkpoint),
             max_custom_bytes: bytes(rules.max_custom),
             max_result_bytes: bytes(rules.max_result),
+            max_batched_reports: bytes(BATCH),
         })
     }
 
@@ -297,7 +339,8 @@ impl Session {
 
     async fn request(&mut self, request: WorkRequest) -> Result<(), Status> {
         match request.message {
-            Some(work_request::Message::Report(report)) => return self.report(report).await,
+            Some(work_request::Message::Report(report)) => return self.reports(vec![report]).await,
+            Some(work_request::Message::Reports(batch)) => return self.reports(batch.reports).await,
             Some(work_request::Message::Ping(_)) => self.send(Message::Pong(Pong {})).await,
             Some(work_request::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("Hello is the first message, and only the first"));
@@ -328,24 +371,42 @@ impl Session {
         self.send(Message::Assignment(assignment)).await;
     }
 
-    async fn report(&self, mut report: Report) -> Result<(), Status> {
-        if report.job_id.len() > MAX_TOKEN || report.lease_token.len() > MAX_TOKEN {
+    /// Passes reports on to the owners of their jobs, those of a job that follow each other together.
+    async fn reports(&self, mut reports: Vec<Report>) -> Result<(), Status> {
+        if reports.len() > BATCH {
+            return Err(Status::invalid_argument(format!("a message has at most {BATCH} reports")));
+        }
+        if reports.iter().any(|r| r.job_id.len() > MAX_TOKEN || r.lease_token.len() > MAX_TOKEN) {
             return Err(Status::invalid_argument("a job id or lease token that was never given out"));
         }
-        let answer = match self.jobs.get(&report.job_id).filter(|held| held.token == report.lease_token) {
-            Some(held) => match intake::tame(&mut report, &self.engine.rules) {
-                Ok(()) => match held.mailbox.send(report).await {
-                    Ok(()) => return Ok(()),
-                    Err(unsent) => {
-                        report = unsent.0;
-                        Refusal::LeaseLost
+        let mut acks = Vec::new();
+        let same = |a: &Report, b: &Report| a.job_id == b.job_id && a.lease_token == b.lease_token;
+        for run in reports.chunk_by_mut(same) {
+            let held = self.jobs.get(&run[0].job_id).filter(|held| held.token == run[0].lease_token);
+            let (mut letter, mut bytes) = (Vec::with_capacity(run.len()), 0);
+            for report in run {
+                let size = match held {
+                    Some(_) => intake::tame(report, &self.engine.rules),
+                    None => Err(Refusal::LeaseLost),
+                };
+                match size {
+                    Ok(size) => {
+                        if bytes + size > LETTER_BYTES {
+                            acks.extend(post(held, std::mem::take(&mut letter)).await);
+                            bytes = 0;
+                        }
+                        bytes += size;
+                        letter.push(std::mem::take(report));
                     }
-                },
-                Err(refusal) => refusal,
-            },
-            None => Refusal::LeaseLost,
-        };
-        self.send(Message::Ack(ack(&report, Err(answer)))).await;
+                    Err(refusal) => acks.push(ack(report, Err(refusal))),
+                }
+            }
+            acks.extend(post(held, letter).await);
+        }
+        if !acks.is_empty() {
+            acks.iter().for_each(|ack: &ReportAck| self.engine.metrics.reported(ack.result()));
+            self.send(Message::Acks(ReportAcks { acks })).await;
+        }
         Ok(())
     }
 
@@ -369,10 +430,16 @@ impl Session {
     }
 
     async fn send(&self, message: Message) {
-        if let Message::Ack(ack) = &message {
-            self.engine.metrics.reported(ack.result());
-        }
         let _ = self.outbox.send(say(message)).await;
+    }
+}
+
+/// Gives reports to the owner of their job; one that has ended cannot take them, and they are answered at once.
+async fn post(held: Option<&Held>, letter: Vec<Report>) -> Vec<ReportAck> {
+    let Some(held) = held.filter(|_| !letter.is_empty()) else { return Vec::new() };
+    match held.mailbox.send(letter).await {
+        Ok(()) => Vec::new(),
+        Err(unsent) => unsent.0.iter().map(|report| ack(report, Err(Refusal::LeaseLost))).collect(),
     }
 }
 
@@ -380,4 +447,36 @@ impl Session {
 async fn in_time<T>(patience: Duration, work: impl Future<Output = T>) -> Result<T, Status> {
     let late = |_| Status::resource_exhausted("the worker does not read its answers");
     tokio::time::timeout(patience, work).await.map_err(late)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acks(numbers: std::ops::Range<u64>) -> WorkResponse {
+        let acks = numbers.map(|number| ReportAck { number, ..ReportAck::default() }).collect();
+        say(Message::Acks(ReportAcks { acks }))
+    }
+
+    fn shape(messages: Vec<WorkResponse>) -> Vec<String> {
+        let shape = |message| match message {
+            Some(Message::Acks(acks)) => format!("{} answers", acks.acks.len()),
+            Some(Message::Ack(ack)) => format!("answer {}", ack.number),
+            Some(Message::LeaseLost(_)) => "lost".into(),
+            other => panic!("{other:?}"),
+        };
+        messages.into_iter().map(|m| shape(m.message)).collect()
+    }
+
+    #[test]
+    fn j4_answers_leave_together_and_overtake_nothing() {
+        let messages = || [acks(0..2), acks(2..3), say(Message::LeaseLost(LeaseLost::default())), acks(3..4)];
+        assert_eq!(shape(pack(messages().into_iter(), true)), ["3 answers", "lost", "1 answers"]);
+        assert_eq!(
+            shape(pack(messages().into_iter(), false)),
+            ["answer 0", "answer 1", "answer 2", "lost", "answer 3"]
+        );
+        let many = (0..5).map(|_| acks(0..100));
+        assert_eq!(shape(pack(many, true)), ["200 answers", "200 answers", "100 answers"]);
+    }
 }

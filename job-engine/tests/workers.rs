@@ -194,6 +194,8 @@ on_both_stores! {
     j1_a_worker_paused_past_its_lease_is_fenced
     j2_a_lost_worker_s_job_goes_on_from_its_checkpoint
     j4_a_report_sent_again_is_stored_once
+    j4_reports_that_come_together_are_judged_one_by_one
+    j37_a_message_of_too_many_reports_ends_the_stream_alone
     j5_a_stream_that_comes_back_with_its_tokens_keeps_its_jobs
     j8_workers_of_the_same_name_are_not_the_same_worker
     j10_cancel_reaches_waiting_and_running_jobs

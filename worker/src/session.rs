@@ -10,9 +10,13 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use prost::Message as _;
 use tidegate_proto::v1::{self, ReportResult, report::Body};
 
 use crate::context::Answer;
+
+/// How many bytes of reports leave together, about: far below the largest message, which is 4 MiB.
+const BATCH_BYTES: usize = 256 * 1024;
 
 /// What the caller has to do.
 #[derive(Debug, PartialEq)]
@@ -117,35 +121,38 @@ impl<T> Session<T> {
         Ok(superseded)
     }
 
-    /// Whether [`Session::next_report`] has something to give.
+    /// Whether [`Session::next_reports`] has something to give.
     pub(crate) fn has_unsent(&self) -> bool {
         self.online && !self.ready.is_empty()
     }
 
-    /// The next report to send; jobs take turns.
-    pub(crate) fn next_report(&mut self) -> Option<v1::Report> {
-        if !self.online {
-            return None;
-        }
-        loop {
-            let job_id = self.ready.pop_front()?;
+    /// The next reports to send together: at most `most`, no more after the one that makes them [`BATCH_BYTES`]. Jobs take
+    /// turns, and one whose turn it is gives all it has.
+    pub(crate) fn next_reports(&mut self, most: usize) -> Vec<v1::Report> {
+        let (mut reports, mut bytes) = (Vec::new(), 0);
+        while self.online && reports.len() < most && bytes < BATCH_BYTES {
+            let Some(job_id) = self.ready.pop_front() else { break };
             let Some(lease) = self.leases.get_mut(&job_id) else { continue };
             lease.is_ready = false;
-            let Some(entry) = lease.queue.get_mut(lease.sent) else { continue };
-            if entry.number == 0 {
-                entry.number = lease.next;
-                lease.next += 1;
+            while reports.len() < most && bytes < BATCH_BYTES {
+                let Some(entry) = lease.queue.get_mut(lease.sent) else { break };
+                if entry.number == 0 {
+                    entry.number = lease.next;
+                    lease.next += 1;
+                }
+                lease.sent += 1;
+                let report = v1::Report {
+                    job_id: job_id.clone(),
+                    lease_token: lease.token.clone(),
+                    number: entry.number,
+                    body: Some(entry.body.clone()),
+                };
+                bytes += report.encoded_len();
+                reports.push(report);
             }
-            lease.sent += 1;
-            let report = v1::Report {
-                job_id: job_id.clone(),
-                lease_token: lease.token.clone(),
-                number: entry.number,
-                body: Some(entry.body.clone()),
-            };
             self.mark_ready(&job_id);
-            return Some(report);
         }
+        reports
     }
 
     /// The leases to name in a Hello.
@@ -160,6 +167,11 @@ impl<T> Session<T> {
     /// Whether no lease is held, so that every ended job is known to the engine to have ended.
     pub(crate) fn is_empty(&self) -> bool {
         self.leases.is_empty()
+    }
+
+    #[cfg(test)]
+    fn next_report(&mut self) -> Option<v1::Report> {
+        self.next_reports(1).pop()
     }
 
     /// Whether the lease on `job_id` still waits for the job to end.

@@ -170,6 +170,26 @@ fn jobs_take_turns() {
     assert_eq!(order, ["j", "k", "j", "k"]);
 }
 
+#[test]
+fn reports_that_leave_together_are_bounded_and_keep_their_order() {
+    let mut s = session();
+    s.assign("k", "u");
+    for i in 0..3 {
+        s.push("j", "t", log(&i.to_string()), None).unwrap();
+        s.push("k", "u", log(&i.to_string()), None).unwrap();
+    }
+    let numbers =
+        |reports: Vec<v1::Report>| -> Vec<_> { reports.into_iter().map(|r| (r.job_id, r.number)).collect() };
+    let one = |job: &str, number| (job.to_owned(), number);
+    assert_eq!(numbers(s.next_reports(2)), [one("j", 1), one("j", 2)]);
+    assert_eq!(numbers(s.next_reports(9)), [one("k", 1), one("k", 2), one("k", 3), one("j", 3)]);
+    assert_eq!(s.next_reports(9), []);
+    for _ in 0..50 {
+        s.push("k", "u", log(&"x".repeat(16 * 1024)), None).unwrap();
+    }
+    assert_eq!(s.next_reports(256).len(), 16);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Push(bool),
@@ -218,7 +238,7 @@ proptest! {
                     open += 1;
                     if s.push("j", "t", body, Some(tags)).unwrap().is_some() { open -= 1 }
                 }
-                Step::Send(n) => wire.extend((0..n).map_while(|_| s.next_report())),
+                Step::Send(n) => wire.extend(s.next_reports(n.into())),
                 Step::Store(n) => {
                     for report in wire.drain(..wire.len().min(n.into())) {
                         store(&report, &mut stored, &mut last);

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_proto::v1::{
-    CancelJobRequest, Checkpoint, Completed, CursorOutcome, Custom, DeleteJobRequest, Event, Failed,
-    GetJobRequest, HeldLease, Hello, Job, JobOptions, JobState, ListJobsRequest, ListKindsRequest, Log,
-    Progress, ReadEventsRequest, ReportResult, RetryJobRequest, Stopped, SubmitJobRequest, WatchJobRequest,
-    report::Body, watch_job_response, work_response::Message,
+    Assignment, CancelJobRequest, Checkpoint, Completed, CursorOutcome, Custom, DeleteJobRequest, Event,
+    Failed, GetJobRequest, HeldLease, Hello, Job, JobOptions, JobState, ListJobsRequest, ListKindsRequest,
+    Log, Progress, ReadEventsRequest, ReportAck, ReportResult, RetryJobRequest, Stopped, SubmitJobRequest,
+    WatchJobRequest, event::Kind, report::Body, watch_job_response, work_response::Message,
 };
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::{
     At, World, caller,
-    worker::{Worker, held, hello},
+    worker::{Worker, held, hello, report},
 };
 
 pub(crate) fn line(text: &str) -> Body {
@@ -52,6 +52,13 @@ pub(crate) async fn follow(engine: &At, job_id: &str, cursor: &str) -> (CursorOu
         }
     }
     (outcome, events)
+}
+
+fn text(event: &Event) -> Option<&str> {
+    match &event.kind {
+        Some(Kind::Log(log)) => Some(&log.text),
+        _ => None,
+    }
 }
 
 fn numbers(events: &[Event]) -> Vec<u64> {
@@ -137,6 +144,83 @@ pub(crate) async fn j4_a_report_sent_again_is_stored_once(world: World) {
     assert_eq!(worker.welcome.resumed[0].last_report, 1);
     assert_eq!(worker.ok(&lease, 1, line("once")).await, seq);
     assert_eq!(worker.ok(&lease, 2, done()).await, seq + 1);
+    engine.stop().await;
+}
+
+/// The answers of one job, by number.
+fn of(acks: &[ReportAck], lease: &Assignment) -> Vec<(u64, ReportResult)> {
+    let of = acks.iter().filter(|ack| ack.lease_token == lease.lease_token);
+    of.map(|ack| (ack.number, ack.result())).collect()
+}
+
+pub(crate) async fn j4_reports_that_come_together_are_judged_one_by_one(world: World) {
+    let engine = world.engine().await;
+    // Reports may come together in any case; answers do only for a worker that understands it.
+    for batched_acks in [false, true] {
+        let kind = if batched_acks { "new" } else { "old" };
+        let hello = Hello { batched_acks, ..hello(&[kind]) };
+        let mut worker = Worker::say_hello(&engine, hello).await.expect("welcome");
+        assert_eq!(worker.welcome.max_batched_reports, 256);
+        for _ in 0..2 {
+            engine.submit(kind).await;
+        }
+        let (a, b) = (worker.assignment().await, worker.assignment().await);
+        let stranger = Assignment { lease_token: "1-0000000000000000".into(), ..a.clone() };
+        let bad = Body::Custom(Custom { name: "error".into(), json: "{}".into() });
+        worker
+            .send_together(vec![
+                report(&a, 1, line("one")),
+                report(&a, 2, bad),
+                report(&b, 1, line("other")),
+                report(&a, 3, line("three")),
+                report(&stranger, 4, line("stranger")),
+                // Sent again, although it was sent in this very message.
+                report(&a, 3, line("again")),
+            ])
+            .await;
+        let acks = worker.acks(6, batched_acks).await;
+        let (ok, rejected, lost) = (ReportResult::Ok, ReportResult::Rejected, ReportResult::LeaseLost);
+        let mut of_a = of(&acks, &a);
+        // A rejection waits for no commit; the others come in their order.
+        of_a.retain(|ack| *ack != (2, rejected));
+        assert_eq!(of_a, [(1, ok), (3, ok), (3, ok)], "{acks:?}");
+        assert_eq!(of(&acks, &b), [(1, ok)]);
+        assert_eq!(of(&acks, &stranger), [(4, lost)]);
+        assert_eq!(acks.iter().filter(|ack| ack.result() == rejected).count(), 1);
+        // The end in the middle of a message: nothing after it counts.
+        worker.send_together(vec![report(&a, 4, done()), report(&a, 5, line("late"))]).await;
+        assert_eq!(of(&worker.acks(2, batched_acks).await, &a), [(4, ok), (5, lost)]);
+        let (_, events) = follow(&engine, &a.job_id, "").await;
+        assert_eq!(numbers(&events), [1, 2, 3, 4, 5]);
+        let texts: Vec<_> = events.iter().filter_map(text).collect();
+        assert_eq!(texts, ["one", "three"]);
+        // Many more than wait for an owner, in one message.
+        let many: Vec<_> = (2..=257).map(|n| report(&b, n, line(&n.to_string()))).collect();
+        worker.send_together(many).await;
+        let acks = of(&worker.acks(256, batched_acks).await, &b);
+        assert_eq!(acks, (2..=257).map(|n| (n, ok)).collect::<Vec<_>>());
+        worker.send(&b, 258, done()).await;
+        assert_eq!(of(&worker.acks(1, batched_acks).await, &b), [(258, ok)]);
+        let (_, events) = follow(&engine, &b.job_id, "").await;
+        assert_eq!(numbers(&events), (1..=260).collect::<Vec<_>>());
+    }
+    engine.stop().await;
+}
+
+pub(crate) async fn j37_a_message_of_too_many_reports_ends_the_stream_alone(world: World) {
+    let engine = world.engine().await;
+    let mut worker = Worker::connect(&engine, &["demo"]).await;
+    engine.submit("demo").await;
+    let lease = worker.assignment().await;
+    let most = u64::from(worker.welcome.max_batched_reports);
+    worker.send_together((1..=most + 1).map(|n| report(&lease, n, line("x"))).collect()).await;
+    let status = worker.next().await.expect_err("the stream ends");
+    assert!(status.code() == Code::InvalidArgument && status.message().contains("256"), "{status:?}");
+    // Nothing was stored, and the lease lives on.
+    let back = Hello { leases: vec![held(&lease)], ..hello(&["demo"]) };
+    let mut worker = Worker::say_hello(&engine, back).await.expect("welcome");
+    assert_eq!(worker.welcome.resumed[0].last_report, 0);
+    worker.ok(&lease, 1, done()).await;
     engine.stop().await;
 }
 

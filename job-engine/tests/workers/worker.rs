@@ -3,8 +3,8 @@
 use std::{collections::VecDeque, time::Duration};
 
 use tidegate_proto::v1::{
-    Assignment, HeldLease, Hello, Leave, Ping, Report, ReportAck, ReportResult, Welcome, WorkRequest,
-    WorkResponse, WorkerKind, report::Body, work_request, work_response::Message,
+    Assignment, HeldLease, Hello, Leave, Ping, Report, ReportAck, ReportResult, Reports, Welcome,
+    WorkRequest, WorkResponse, WorkerKind, report::Body, work_request, work_response::Message,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,6 +30,11 @@ pub(crate) fn hello(kinds: &[&str]) -> Hello {
 
 pub(crate) fn held(assignment: &Assignment) -> HeldLease {
     HeldLease { job_id: assignment.job_id.clone(), lease_token: assignment.lease_token.clone() }
+}
+
+pub(crate) fn report(lease: &Assignment, number: u64, body: Body) -> Report {
+    let (job_id, lease_token) = (lease.job_id.clone(), lease.lease_token.clone());
+    Report { job_id, lease_token, number, body: Some(body) }
 }
 
 impl Worker {
@@ -91,14 +96,27 @@ impl Worker {
     }
 
     pub(crate) async fn send(&self, lease: &Assignment, number: u64, body: Body) {
-        let report = Report {
-            job_id: lease.job_id.clone(),
-            lease_token: lease.lease_token.clone(),
-            number,
-            body: Some(body),
-        };
-        let request = WorkRequest { message: Some(work_request::Message::Report(report)) };
+        let request =
+            WorkRequest { message: Some(work_request::Message::Report(report(lease, number, body))) };
         self.requests.send(request).await.expect("the stream is open");
+    }
+
+    pub(crate) async fn send_together(&self, reports: Vec<Report>) {
+        let request = WorkRequest { message: Some(work_request::Message::Reports(Reports { reports })) };
+        self.requests.send(request).await.expect("the stream is open");
+    }
+
+    /// The next `n` answers; whether each message is to hold one, or may hold several.
+    pub(crate) async fn acks(&mut self, n: usize, batched: bool) -> Vec<ReportAck> {
+        let mut acks = Vec::new();
+        while acks.len() < n {
+            match self.next().await.expect("a message") {
+                Message::Ack(ack) if !batched => acks.push(ack),
+                Message::Acks(more) if batched && !more.acks.is_empty() => acks.extend(more.acks),
+                other => panic!("no answer, or in a form that was not asked for: {other:?}"),
+            }
+        }
+        acks
     }
 
     /// Sends a report and waits for its answer; of what comes in between, assignments are kept.

@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// How many commands of jobs may wait for the owner.
-const COMMANDS: usize = 64;
+const COMMANDS: usize = 256;
 /// How long jobs have to return once a shutdown has told them to stop.
 const STOP_TIME: Duration = Duration::from_secs(5);
 /// Why jobs are given back at the end.
@@ -129,6 +129,8 @@ struct Limits {
     checkpoint: usize,
     custom: usize,
     result: usize,
+    /// How many reports one message may hold, at least one.
+    batch: usize,
 }
 
 impl Owner {
@@ -151,6 +153,7 @@ impl Owner {
                 checkpoint: limits::MAX_CHECKPOINT_BYTES,
                 custom: limits::MAX_CUSTOM_BYTES,
                 result: limits::MAX_RESULT_BYTES,
+                batch: 1,
             },
             phase: Phase::Working,
         }
@@ -159,8 +162,14 @@ impl Owner {
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
         loop {
             match self.wake(&shutdown).await {
-                Wake::Command(Command::Report { job, body, ticket }) => self.report(&job, body, ticket),
-                Wake::Command(Command::Finished { job, outcome }) => self.finished(&job, outcome),
+                Wake::Command(command) => {
+                    self.command(command);
+                    // What came together is sent together.
+                    for _ in 1..COMMANDS {
+                        let Ok(command) = self.inbox.try_recv() else { break };
+                        self.command(command);
+                    }
+                }
                 Wake::Room(permit) if self.has_to_leave() => {
                     // Before any report of this shutdown: what is given back then goes to other workers.
                     permit.send(link::request(work_request::Message::Leave(v1::Leave {})));
@@ -169,8 +178,18 @@ impl Owner {
                     }
                 }
                 Wake::Room(permit) => {
-                    if let Some(report) = self.session.next_report() {
-                        permit.send(link::request(work_request::Message::Report(report)));
+                    let mut reports = self.session.next_reports(self.limits.batch);
+                    match reports.len() {
+                        0 => {}
+                        1 => drop(
+                            reports
+                                .pop()
+                                .map(|r| permit.send(link::request(work_request::Message::Report(r)))),
+                        ),
+                        _ => drop(
+                            permit
+                                .send(link::request(work_request::Message::Reports(v1::Reports { reports }))),
+                        ),
                     }
                 }
                 Wake::Heard(message) => self.heard(message),

@@ -69,7 +69,14 @@ impl Owner {
         self.jobs.insert(job.job_id.clone(), running);
     }
 
-    pub(super) fn report(&mut self, job: &v1::Assignment, body: Body, ticket: Ticket) {
+    pub(super) fn command(&mut self, command: Command) {
+        match command {
+            Command::Report { job, body, ticket } => self.report(&job, body, ticket),
+            Command::Finished { job, outcome } => self.finished(&job, outcome),
+        }
+    }
+
+    fn report(&mut self, job: &v1::Assignment, body: Body, ticket: Ticket) {
         let refusal = match &body {
             Body::Checkpoint(c) => too_large("a checkpoint", c.data.len(), self.limits.checkpoint),
             Body::Custom(c) => too_large("a custom event", c.json.len(), self.limits.custom),
@@ -89,7 +96,7 @@ impl Owner {
         }
     }
 
-    pub(super) fn finished(&mut self, job: &v1::Assignment, outcome: Outcome) {
+    fn finished(&mut self, job: &v1::Assignment, outcome: Outcome) {
         let ours = self.jobs.get(&job.job_id).is_some_and(|running| running.token == job.lease_token);
         if !ours {
             return;

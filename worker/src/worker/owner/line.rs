@@ -18,6 +18,8 @@ use crate::worker::{
 
 /// The ping interval when the engine does not say.
 const DEFAULT_PING: Duration = Duration::from_secs(10);
+/// How many reports leave in one message at most, whatever the engine allows: each can still be superseded before.
+const MAX_BATCH: usize = 256;
 
 impl Owner {
     pub(super) fn heard(&mut self, message: Message) {
@@ -28,6 +30,7 @@ impl Owner {
         let effects = match message {
             Message::Assignment(assignment) => return self.assigned(assignment),
             Message::Ack(ack) => self.session.acked(ack),
+            Message::Acks(acks) => acks.acks.into_iter().flat_map(|ack| self.session.acked(ack)).collect(),
             Message::Cancel(order) => self.session.cancel(order),
             Message::LeaseLost(lost) => self.session.lost(&lost),
             Message::Drain(drain) => {
@@ -71,6 +74,7 @@ impl Owner {
             checkpoint: limit(welcome.max_checkpoint_bytes, limits::MAX_CHECKPOINT_BYTES),
             custom: limit(welcome.max_custom_bytes, limits::MAX_CUSTOM_BYTES),
             result: limit(welcome.max_result_bytes, limits::MAX_RESULT_BYTES),
+            batch: (welcome.max_batched_reports as usize).clamp(1, MAX_BATCH),
         };
         let effects = self.session.welcomed(welcome.resumed, &welcome.lost);
         self.apply(effects);
@@ -122,6 +126,7 @@ impl Owner {
             kinds: self.plan.kinds.clone(),
             capacity: self.plan.capacity,
             leases: self.session.held(),
+            batched_acks: true,
             client: concat!("rust/", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }
