@@ -17,7 +17,7 @@ import time
 
 import grpc
 
-from suite.contract import CANCELLED, LEASE_LOST, REJECTED
+from suite.contract import CANCELLED, LEASE_LOST, OK, REJECTED
 from suite.contract import job as messages
 from suite.contract import v1
 
@@ -29,7 +29,8 @@ dies_of_unknown_messages reports_under_a_lost_lease keeps_a_lost_job_running tel
 completes_when_cancelled hears_any_token names_no_leases sends_answered_reports_again renumbers_reports loses_unanswered_reports
 forgets_cancels_in_the_welcome keeps_forgotten_leases stops_jobs_when_the_stream_breaks never_pings storms stays_with_a_silent_engine
 ignores_drain does_not_release exits_with_1 exits_unanswered dies_of_html grows swallows_log_lines rounds_numbers shows_stack_traces
-lets_the_deaf_run runs_assignments_twice numbers_across_attempts takes_jobs_while_leaving never_says_leave""".split()
+lets_the_deaf_run runs_assignments_twice numbers_across_attempts takes_jobs_while_leaving never_says_leave batches_unasked fills_messages_beyond_the_limit hears_the_first_answer_alone
+rejects_a_whole_message""".split()
 
 
 def wrong(fault: str) -> bool:
@@ -100,7 +101,7 @@ class Worker:
                 response_deserializer=(v1.WorkResponse.FromString if not wrong("dies_of_unknown_messages") else strict),
             )
             call = work()
-            hello = v1.Hello(capacity=self.capacity, name="" if wrong("says_no_name") else "broken", client="python/0")
+            hello = v1.Hello(batched_acks=True, capacity=self.capacity, name="" if wrong("says_no_name") else "broken", client="python/0")
             hello.kinds.add(kind="conformance", description="Follows a script.", input_schema_json="{}", example_json="{}")
             if not wrong("names_no_leases"):
                 for job in self.jobs.values():
@@ -126,7 +127,15 @@ class Worker:
 
     async def write(self, call):
         while True:
-            await call.write(await self.out.get())
+            request, together = await self.out.get(), []
+            # Reports that wait leave together; behind them whatever else there is.
+            while request is not None and request.HasField("report") and len(together) < self.batch:
+                together.append(request.report)
+                request = None if self.out.empty() or len(together) == self.batch else self.out.get_nowait()
+            if together:
+                await call.write(v1.WorkRequest(reports=v1.Reports(reports=together)))
+            if request is not None:
+                await call.write(request)
 
     async def keep_alive(self, _):
         while True:
@@ -146,6 +155,13 @@ class Worker:
                 self.assigned(message.assignment)
             elif kind == "ack":
                 self.acked(message.ack)
+            elif kind == "acks":
+                acks = message.acks.acks[:1] if wrong("hears_the_first_answer_alone") else message.acks.acks
+                rejected = wrong("rejects_a_whole_message") and any(ack.result == REJECTED for ack in acks)
+                for ack in acks:
+                    if rejected and ack.result == OK:
+                        ack.result = REJECTED
+                    self.acked(ack)
             elif kind == "cancel":
                 job = self.jobs.get(message.cancel.job_id)
                 if job and (job.token == message.cancel.lease_token or wrong("hears_any_token")):
@@ -159,6 +175,9 @@ class Worker:
 
     def welcomed(self, welcome):
         self.ping = welcome.ping_interval.ToTimedelta().total_seconds() or 5
+        self.batch = welcome.max_batched_reports
+        if wrong("batches_unasked") or wrong("fills_messages_beyond_the_limit") and self.batch:
+            self.batch = 1000
         said = (welcome.max_checkpoint_bytes, welcome.max_custom_bytes, welcome.max_result_bytes)
         self.limits = tuple(limit or default for limit, default in zip(said, (65536, 65536, 262144)))
         resumed = {lease.job_id: lease for lease in welcome.resumed}

@@ -63,6 +63,13 @@ FAULTS = {
     "exits_with_1": ("an_idle_worker_exits_at_once", "exited with code 1"),
     "exits_unanswered": ("a_leaving_worker_finishes_its_jobs_within_the_grace_time", "exited before its last report"),
     "never_says_leave": ("a_leaving_worker_gives_back_what_it_cannot_finish", "released .* came before `leave`"),
+    "batches_unasked": ("an_engine_that_knows_no_batches_is_sent_none", "reports came in one message; the Welcome says nothing of such"),
+    "fills_messages_beyond_the_limit": (
+        "a_message_holds_no_more_reports_than_the_welcome_allows",
+        "reports came in one message; the Welcome allows 3",
+    ),
+    "hears_the_first_answer_alone": ("answers_that_share_a_message_are_answers", 'not within 30 s: .*"rejected"'),
+    "rejects_a_whole_message": ("answers_that_share_a_message_are_answers", "rejected because another report in the same message was"),
     "takes_jobs_while_leaving": ("an_assignment_to_a_leaving_worker_is_given_back", "expected a released, got report 1 log"),
 }
 

@@ -29,6 +29,9 @@ def _generate() -> str:
     protos = sorted(str(path) for path in PROTO.glob("tidegate/v1/*.proto"))
     if not protos or protoc.main(["protoc", f"-I{PROTO}", f"-I{include}", f"--python_out={target}", *protos]) != 0:
         raise SystemExit(f"no stubs can be generated from {PROTO}")
+    # Else they would be a namespace, which an installed Python client, of whatever version, takes precedence over.
+    for package in ("tidegate", "tidegate/v1"):
+        pathlib.Path(target, package, "__init__.py").touch()
     return target
 
 

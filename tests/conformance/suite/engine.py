@@ -10,7 +10,7 @@ import time
 import grpc
 from google.protobuf import timestamp_pb2
 
-from .contract import v1
+from .contract import OK, v1
 from .lease import text
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -76,6 +76,9 @@ class Stream:
         self.engine, self.play, self.context = engine, engine.play, context
         self.hello = None
         self.welcomed = False
+        # How many reports one message may hold, and how many came in the fullest one.
+        self.batch = 0
+        self.fullest = 0
         # Whether pings are answered.
         self.pong = True
         # Whether the worker said that it takes no new jobs.
@@ -133,9 +136,20 @@ class Stream:
                     await self.send(v1.WorkResponse(pong=v1.Pong()))
             elif kind == "report":
                 self._reported(request.report)
+            elif kind == "reports":
+                self._reported_together(list(request.reports.reports))
             elif kind == "leave":
                 self.left = True
             # Anything else is an addition to the contract that no case asks for.
+
+    def _reported_together(self, reports) -> None:
+        if not self.batch:
+            self.play.fail(f"{len(reports)} reports came in one message; the Welcome says nothing of such messages, as older engines do")
+        elif not 1 <= len(reports) <= self.batch:
+            self.play.fail(f"{len(reports)} reports came in one message; the Welcome allows {self.batch}")
+        self.fullest = max(self.fullest, len(reports))
+        for report in reports:
+            self._reported(report)
 
     def _reported(self, report) -> None:
         self.play.note(f"worker: {report.job_id} {text(report)}")
@@ -155,9 +169,12 @@ class Stream:
             self.play.note(f"engine: {str(message)[:160]!r}")
         self._out.put_nowait(message)
 
-    async def welcome(self, *, ping: float = 5.0, resumed=(), lost=(), checkpoint=65536, custom=65536, result=262144, cancel=None) -> None:
+    async def welcome(self, *, ping: float = 5.0, resumed=(), lost=(), checkpoint=65536, custom=65536, result=262144, cancel=None, batch=256) -> None:
         """Answers Hello. `resumed` are pairs (lease, last report), `lost` are leases, `cancel` goes with each resumed."""
-        message = v1.Welcome(max_checkpoint_bytes=checkpoint, max_custom_bytes=custom, max_result_bytes=result)
+        message = v1.Welcome(
+            max_checkpoint_bytes=checkpoint, max_custom_bytes=custom, max_result_bytes=result, max_batched_reports=batch
+        )
+        self.batch = batch
         message.lease.FromMilliseconds(60_000)
         message.ping_interval.FromMilliseconds(int(ping * 1000))
         for lease, last_report in resumed:
@@ -174,13 +191,29 @@ class Stream:
         lease.assigned(self)
         await self.send(v1.WorkResponse(assignment=lease.assignment))
 
-    async def ack(self, report, result, seq, message, deadline, token) -> None:
+    async def ack(self, *ack) -> None:
+        await self.send(v1.WorkResponse(ack=self.ack_of(*ack)))
+
+    async def acks(self, *acks) -> None:
+        """Answers several reports in one message, if the worker said that it understands that."""
+        if self.hello.batched_acks:
+            await self.send(v1.WorkResponse(acks=v1.ReportAcks(acks=acks)))
+        else:
+            for ack in acks:
+                await self.send(v1.WorkResponse(ack=ack))
+
+    def ack_of(self, report, result=OK, seq=0, message="", deadline=None, token="") -> v1.ReportAck:
         ack = v1.ReportAck(
-            job_id=report.job_id, number=report.number, result=result, seq=seq, message=message, lease_token=token
+            job_id=report.job_id,
+            number=report.number,
+            result=result,
+            seq=seq,
+            message=message,
+            lease_token=token or report.lease_token,
         )
         if deadline is not None:
             ack.deadline.CopyFrom(timestamp(deadline))
-        await self.send(v1.WorkResponse(ack=ack))
+        return ack
 
     async def cancel(self, lease, seconds: float, token: str | None = None) -> None:
         """Orders the job to stop within the seconds."""
