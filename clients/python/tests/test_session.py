@@ -55,9 +55,14 @@ def resumed(last_report: int) -> list[wire.ResumedLease]:
     return [wire.ResumedLease(job_id="j", last_report=last_report)]
 
 
+def next_report(s: Session[int]) -> wire.Report | None:
+    """The next report, sent alone."""
+    return next(iter(s.next_reports(1)), None)
+
+
 def sent(s: Session[int]) -> list[wire.Report]:
     reports = []
-    while (report := s.next_report()) is not None:
+    while (report := next_report(s)) is not None:
         # What is on the wire must not change afterwards.
         copy = wire.Report()
         copy.CopyFrom(report)
@@ -70,9 +75,9 @@ class SessionTest(unittest.TestCase):
         s = session()
         for tag, text in enumerate("abc", 1):
             self.assertTrue(s.push("j", "t", log(text), tag))
-        self.assertEqual([s.next_report().number, s.next_report().number], [1, 2])  # type: ignore[union-attr]
+        self.assertEqual([next_report(s).number, next_report(s).number], [1, 2])  # type: ignore[union-attr]
         s.disconnected()
-        self.assertIsNone(s.next_report())
+        self.assertIsNone(next_report(s))
         self.assertEqual(s.held(), [wire.HeldLease(job_id="j", lease_token="t")])
         self.assertEqual(s.welcomed(resumed(1), []), [Answered(1, STORED)])
         self.assertEqual([(r.number, r.log.text) for r in sent(s)], [(2, "b"), (3, "c")])
@@ -93,18 +98,18 @@ class SessionTest(unittest.TestCase):
         s = session()
         s.push("j", "t", checkpoint(), 1)
         s.push("j", "t", checkpoint(), 2)
-        s.next_report()
+        next_report(s)
         effects = s.acked(ack(1, wire.REPORT_RESULT_LEASE_LOST))
         self.assertEqual(effects[:2], [Answered(1, GONE), Answered(2, GONE)])
         self.assertIsInstance(effects[2], Lost)
-        self.assertIsNone(s.next_report())
+        self.assertIsNone(next_report(s))
         self.assertTrue(s.is_empty())
         self.assertFalse(s.push("j", "t", log("late")))
 
     def test_j1_what_belongs_to_another_token_is_ignored(self) -> None:
         s = session()
         s.push("j", "t", checkpoint(), 1)
-        s.next_report()
+        next_report(s)
         self.assertEqual(s.acked(ack(1, token="old")), [])
         self.assertEqual(s.acked(ack(1, wire.REPORT_RESULT_LEASE_LOST, token="old")), [])
         self.assertEqual(s.lost(wire.LeaseLost(job_id="j", lease_token="old")), [])
@@ -120,7 +125,7 @@ class SessionTest(unittest.TestCase):
     def test_j10_an_end_that_races_a_cancellation_is_followed_by_stopped(self) -> None:
         s = session()
         s.push("j", "t", complete())
-        s.next_report()
+        next_report(s)
         self.assertEqual([type(e) for e in s.acked(ack(1, wire.REPORT_RESULT_CANCELLED))], [Cancel])
         [report] = sent(s)
         self.assertEqual((report.number, report.WhichOneof("body")), (2, "stopped"))
@@ -138,7 +143,7 @@ class SessionTest(unittest.TestCase):
         s = session()
         s.push("j", "t", complete())
         self.assertFalse(s.push("j", "t", log("late")), "nothing follows the end")
-        s.next_report()
+        next_report(s)
         self.assertEqual(s.acked(ack(1, wire.REPORT_RESULT_REJECTED)), [])
         [report] = sent(s)
         self.assertEqual((report.number, report.fail.code, report.fail.message), (2, "result_too_large", "why"))
@@ -202,7 +207,7 @@ class SessionTest(unittest.TestCase):
     def test_e57_an_answer_of_a_newer_engine_counts_as_stored(self) -> None:
         s = session()
         s.push("j", "t", checkpoint(), 1)
-        s.next_report()
+        next_report(s)
         answer = wire.ReportAck.FromString(ack(1).SerializeToString() + b"\x18\x63")  # result = 99
         self.assertEqual(s.acked(answer), [Answered(1, STORED)])
 
@@ -213,6 +218,23 @@ class SessionTest(unittest.TestCase):
             s.push("j", "t", log(f"j{i}"))
             s.push("k", "u", log(f"k{i}"))
         self.assertEqual([r.log.text for r in sent(s)], ["j0", "k0", "j1", "k1", "j2", "k2"])
+
+    def test_reports_that_leave_together_are_bounded_and_keep_their_order(self) -> None:
+        s = session()
+        s.assign("k", "u")
+        for i in range(3):
+            s.push("j", "t", log(str(i)))
+            s.push("k", "u", log(str(i)))
+
+        def numbers(most: int) -> list[str]:
+            return [f"{r.job_id}{r.number}" for r in s.next_reports(most)]
+
+        self.assertEqual(numbers(2), ["j1", "j2"])
+        self.assertEqual(numbers(9), ["k1", "k2", "k3", "j3"])
+        self.assertEqual(numbers(9), [])
+        for _ in range(40):
+            s.push("k", "u", log("x" * 16 * 1024))
+        self.assertEqual(len(numbers(256)), 16)
 
     def test_j5_whatever_breaks_every_report_is_stored_once_and_in_order(self) -> None:
         for seed in range(300):
@@ -260,8 +282,7 @@ class SessionTest(unittest.TestCase):
                 case 0 | 1:
                     report(chance.choice([log(f"l{step}"), checkpoint(f"c{step}")]))
                 case 2 | 3:
-                    next_one = s.next_report()
-                    if next_one is not None:
+                    for next_one in s.next_reports(chance.randrange(1, 5)):
                         wires.append(wire.Report.FromString(next_one.SerializeToString()))
                 case 4 if wires:
                     store()

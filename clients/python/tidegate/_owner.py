@@ -47,6 +47,8 @@ LEAST_CANCEL_TIME = 2.0
 #: The ping interval when the engine does not say, in seconds; and the shortest that is kept.
 PING = 10.0
 LEAST_PING = 0.05
+#: How many reports leave in one message at most, whatever the engine allows.
+MAX_BATCH = 256
 
 Ticket = asyncio.Future[Answer]
 
@@ -97,6 +99,8 @@ class Owner:
         self.max_checkpoint = _limits.MAX_CHECKPOINT_BYTES
         self.max_custom = _limits.MAX_CUSTOM_BYTES
         self._max_result = _limits.MAX_RESULT_BYTES
+        #: How many reports one message may hold.
+        self._batch = 1
 
     async def run(self, shutdown: asyncio.Event) -> int:
         """Works until `shutdown` is set and the jobs at hand are finished or given back.
@@ -183,6 +187,7 @@ class Owner:
             capacity=plan.capacity,
             leases=self._session.held(),
             client=plan.client,
+            batched_acks=True,
         )
 
     async def _serve(self, link: _link.Link, uri: str) -> str:
@@ -195,6 +200,7 @@ class Owner:
         self.max_checkpoint = welcome.max_checkpoint_bytes or _limits.MAX_CHECKPOINT_BYTES
         self.max_custom = welcome.max_custom_bytes or _limits.MAX_CUSTOM_BYTES
         self._max_result = welcome.max_result_bytes or _limits.MAX_RESULT_BYTES
+        self._batch = min(max(1, welcome.max_batched_reports), MAX_BATCH)
         self._apply(self._session.welcomed(welcome.resumed, welcome.lost))
         tasks = [asyncio.create_task(serve) for serve in (self._read(link), self._write(link), self._watch())]
         try:
@@ -217,6 +223,9 @@ class Owner:
                 self._assigned(message.assignment)
             elif what == "ack":
                 self._apply(self._session.acked(message.ack))
+            elif what == "acks":
+                for ack in message.acks.acks:
+                    self._apply(self._session.acked(ack))
             elif what == "cancel":
                 self._apply(self._session.cancel(message.cancel))
             elif what == "lease_lost":
@@ -245,8 +254,9 @@ class Owner:
             elif left <= 0:
                 await link.write(wire.WorkRequest(ping=wire.Ping()))
                 next_ping = time.monotonic() + pause
-            elif (report := self._session.next_report()) is not None:
-                await link.write(wire.WorkRequest(report=report))
+            elif reports := self._session.next_reports(self._batch):
+                together = wire.WorkRequest(reports=wire.Reports(reports=reports))
+                await link.write(together if len(reports) > 1 else wire.WorkRequest(report=reports[0]))
             else:
                 self._unsent.clear()
                 await _wait(self._unsent, left)

@@ -30,6 +30,8 @@ LOG_WINDOW = 1024 * 1024
 MIN_LOG_COST = 4 * 1024
 #: How many reports of one lease may be under way; the engine takes no more at once.
 MAX_IN_FLIGHT = 256
+#: How many bytes of reports leave together, about: far below the largest message, which is 4 MiB.
+BATCH_BYTES = 256 * 1024
 
 _ENDING = frozenset(("complete", "fail", "stopped", "released"))
 
@@ -181,20 +183,27 @@ class Session(Generic[T]):
         lease = self._leases.get(job_id)
         return lease is not None and lease.token == token and lease.logged > LOG_WINDOW // 2
 
-    def next_report(self) -> wire.Report | None:
-        """The next report to send, if any; jobs take turns."""
-        while self._online and self._ready:
+    def next_reports(self, most: int) -> list[wire.Report]:
+        """The next reports to send together: at most `most`, none after the one that makes them BATCH_BYTES.
+
+        Jobs take turns, and one whose turn it is gives all it has.
+        """
+        reports: list[wire.Report] = []
+        size = 0
+        while self._online and self._ready and len(reports) < most and size < BATCH_BYTES:
             job_id = self._ready.popleft()
             lease = self._leases[job_id]
             lease.ready = False
-            report = lease.queue[lease.sent].report
-            if report.number == 0:
-                report.job_id, report.lease_token, report.number = job_id, lease.token, lease.next
-                lease.next += 1
-            lease.sent += 1
+            while lease.sent < min(len(lease.queue), MAX_IN_FLIGHT) and len(reports) < most and size < BATCH_BYTES:
+                report = lease.queue[lease.sent].report
+                if report.number == 0:
+                    report.job_id, report.lease_token, report.number = job_id, lease.token, lease.next
+                    lease.next += 1
+                lease.sent += 1
+                size += report.ByteSize()
+                reports.append(report)
             self._mark_ready(job_id, lease)
-            return report
-        return None
+        return reports
 
     def held(self) -> list[wire.HeldLease]:
         """The leases to name in a Hello."""

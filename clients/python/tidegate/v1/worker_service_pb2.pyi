@@ -26,19 +26,21 @@ REPORT_RESULT_CANCELLED: ReportResult
 REPORT_RESULT_REJECTED: ReportResult
 
 class WorkRequest(_message.Message):
-    __slots__ = ("hello", "report", "ping", "leave")
+    __slots__ = ("hello", "report", "ping", "leave", "reports")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     report: Report
     ping: Ping
     leave: Leave
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+    reports: Reports
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., reports: _Optional[_Union[Reports, _Mapping]] = ...) -> None: ...
 
 class WorkResponse(_message.Message):
-    __slots__ = ("welcome", "assignment", "ack", "cancel", "lease_lost", "drain", "pong")
+    __slots__ = ("welcome", "assignment", "ack", "cancel", "lease_lost", "drain", "pong", "acks")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +48,7 @@ class WorkResponse(_message.Message):
     LEASE_LOST_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     PONG_FIELD_NUMBER: _ClassVar[int]
+    ACKS_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     assignment: Assignment
     ack: ReportAck
@@ -53,21 +56,24 @@ class WorkResponse(_message.Message):
     lease_lost: LeaseLost
     drain: Drain
     pong: Pong
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., ack: _Optional[_Union[ReportAck, _Mapping]] = ..., cancel: _Optional[_Union[CancelOrder, _Mapping]] = ..., lease_lost: _Optional[_Union[LeaseLost, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ...) -> None: ...
+    acks: ReportAcks
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., ack: _Optional[_Union[ReportAck, _Mapping]] = ..., cancel: _Optional[_Union[CancelOrder, _Mapping]] = ..., lease_lost: _Optional[_Union[LeaseLost, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., acks: _Optional[_Union[ReportAcks, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("name", "kinds", "capacity", "leases", "client")
+    __slots__ = ("name", "kinds", "capacity", "leases", "client", "batched_acks")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     LEASES_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
+    BATCHED_ACKS_FIELD_NUMBER: _ClassVar[int]
     name: str
     kinds: _containers.RepeatedCompositeFieldContainer[WorkerKind]
     capacity: int
     leases: _containers.RepeatedCompositeFieldContainer[HeldLease]
     client: str
-    def __init__(self, name: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[WorkerKind, _Mapping]]] = ..., capacity: _Optional[int] = ..., leases: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., client: _Optional[str] = ...) -> None: ...
+    batched_acks: bool
+    def __init__(self, name: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[WorkerKind, _Mapping]]] = ..., capacity: _Optional[int] = ..., leases: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., client: _Optional[str] = ..., batched_acks: _Optional[bool] = ...) -> None: ...
 
 class WorkerKind(_message.Message):
     __slots__ = ("kind", "description", "input_schema_json", "example_json")
@@ -90,7 +96,7 @@ class HeldLease(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., lease_token: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("resumed", "lost", "lease", "ping_interval", "max_checkpoint_bytes", "max_custom_bytes", "max_result_bytes")
+    __slots__ = ("resumed", "lost", "lease", "ping_interval", "max_checkpoint_bytes", "max_custom_bytes", "max_result_bytes", "max_batched_reports")
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +104,7 @@ class Welcome(_message.Message):
     MAX_CHECKPOINT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_CUSTOM_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_RESULT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCHED_REPORTS_FIELD_NUMBER: _ClassVar[int]
     resumed: _containers.RepeatedCompositeFieldContainer[ResumedLease]
     lost: _containers.RepeatedCompositeFieldContainer[LeaseLost]
     lease: _duration_pb2.Duration
@@ -105,7 +112,8 @@ class Welcome(_message.Message):
     max_checkpoint_bytes: int
     max_custom_bytes: int
     max_result_bytes: int
-    def __init__(self, resumed: _Optional[_Iterable[_Union[ResumedLease, _Mapping]]] = ..., lost: _Optional[_Iterable[_Union[LeaseLost, _Mapping]]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ping_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_checkpoint_bytes: _Optional[int] = ..., max_custom_bytes: _Optional[int] = ..., max_result_bytes: _Optional[int] = ...) -> None: ...
+    max_batched_reports: int
+    def __init__(self, resumed: _Optional[_Iterable[_Union[ResumedLease, _Mapping]]] = ..., lost: _Optional[_Iterable[_Union[LeaseLost, _Mapping]]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ping_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_checkpoint_bytes: _Optional[int] = ..., max_custom_bytes: _Optional[int] = ..., max_result_bytes: _Optional[int] = ..., max_batched_reports: _Optional[int] = ...) -> None: ...
 
 class ResumedLease(_message.Message):
     __slots__ = ("job_id", "last_report", "cancel_requested")
@@ -167,6 +175,12 @@ class Report(_message.Message):
     released: Released
     def __init__(self, job_id: _Optional[str] = ..., lease_token: _Optional[str] = ..., number: _Optional[int] = ..., progress: _Optional[_Union[_job_pb2.Progress, _Mapping]] = ..., log: _Optional[_Union[_job_pb2.Log, _Mapping]] = ..., checkpoint: _Optional[_Union[_job_pb2.Checkpoint, _Mapping]] = ..., custom: _Optional[_Union[_job_pb2.Custom, _Mapping]] = ..., complete: _Optional[_Union[_job_pb2.Completed, _Mapping]] = ..., fail: _Optional[_Union[_job_pb2.Failed, _Mapping]] = ..., stopped: _Optional[_Union[Stopped, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ...) -> None: ...
 
+class Reports(_message.Message):
+    __slots__ = ("reports",)
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    reports: _containers.RepeatedCompositeFieldContainer[Report]
+    def __init__(self, reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ...) -> None: ...
+
 class Stopped(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -194,6 +208,12 @@ class ReportAck(_message.Message):
     message: str
     lease_token: str
     def __init__(self, job_id: _Optional[str] = ..., number: _Optional[int] = ..., result: _Optional[_Union[ReportResult, str]] = ..., seq: _Optional[int] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., message: _Optional[str] = ..., lease_token: _Optional[str] = ...) -> None: ...
+
+class ReportAcks(_message.Message):
+    __slots__ = ("acks",)
+    ACKS_FIELD_NUMBER: _ClassVar[int]
+    acks: _containers.RepeatedCompositeFieldContainer[ReportAck]
+    def __init__(self, acks: _Optional[_Iterable[_Union[ReportAck, _Mapping]]] = ...) -> None: ...
 
 class CancelOrder(_message.Message):
     __slots__ = ("job_id", "request", "lease_token")
