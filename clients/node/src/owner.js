@@ -24,6 +24,8 @@ const FLUSH_MS = 5_000;
 /** The ping interval when the engine does not say, and the shortest that is obeyed. */
 const DEFAULT_PING_MS = 10_000;
 const LEAST_PING_MS = 50;
+/** How many reports leave in one message at most, whatever the engine allows. */
+const MAX_BATCH = 256;
 /** How long a job may take to obey a cancellation when the engine does not say. */
 const DEFAULT_CANCEL_MS = 30_000;
 /**
@@ -60,6 +62,8 @@ export class Owner {
   #since = 0;
   #heard = 0;
   #limits = { checkpoint: MAX_CHECKPOINT_BYTES, custom: MAX_CUSTOM_BYTES, result: MAX_RESULT_BYTES };
+  /** How many reports one message may hold. */
+  #batch = 1;
   /** @type {"working" | "grace" | "stopping" | "flushing" | "ended"} */
   #phase = "working";
   #pumping = false;
@@ -128,6 +132,7 @@ export class Owner {
       custom: limit(welcome.maxCustomBytes, MAX_CUSTOM_BYTES),
       result: limit(welcome.maxResultBytes, MAX_RESULT_BYTES),
     };
+    this.#batch = Math.min(Math.max(1, welcome.maxBatchedReports), MAX_BATCH);
     this.#apply(this.#session.welcomed(welcome.resumed, welcome.lost));
     for (const { context } of this.#jobs.values()) context.relieve();
     if (this.#phase === "working") this.#status("connected");
@@ -154,8 +159,9 @@ export class Owner {
   #hear(message) {
     this.#heard = performance.now();
     if (message.ack) {
-      this.#apply(this.#session.acked(message.ack));
-      this.#jobs.get(message.ack.jobId)?.context.relieve();
+      this.#acked(message.ack);
+    } else if (message.acks) {
+      for (const ack of message.acks.acks) this.#acked(ack);
     } else if (message.assignment) {
       this.#assigned(message.assignment);
     } else if (message.cancel) {
@@ -168,6 +174,12 @@ export class Owner {
     // A pong, or a message that only a newer engine knows: a sign of life.
     this.#pump();
     this.#proceed();
+  }
+
+  /** @param {any} ack */
+  #acked(ack) {
+    this.#apply(this.#session.acked(ack));
+    this.#jobs.get(ack.jobId)?.context.relieve();
   }
 
   /** @param {{ deadline?: Date }} drain */
@@ -209,11 +221,17 @@ export class Owner {
     clearTimeout(this.#leaveTimer);
   }
 
-  /** Sends what there is room for. */
+  /** Sends what there is room for, when what runs now has said all it has to say: that leaves together. */
   #pump() {
-    // Not from within itself: sending may report room at once.
     if (this.#pumping || !this.#online) return;
     this.#pumping = true;
+    setImmediate(() => {
+      if (this.#online) this.#send();
+      this.#pumping = false;
+    });
+  }
+
+  #send() {
     while (this.#link?.hasRoom) {
       if (this.#phase !== "working" && !this.#left) {
         // Before any report of this shutdown: what is given back then goes to other workers.
@@ -221,11 +239,10 @@ export class Owner {
         this.#link.send({ leave: {} });
         continue;
       }
-      const report = this.#session.nextReport();
-      if (!report) break;
-      this.#link.send({ report });
+      const reports = this.#session.nextReports(this.#batch);
+      if (reports.length === 0) break;
+      this.#link.send(reports.length === 1 ? { report: reports[0] } : { reports: { reports } });
     }
-    this.#pumping = false;
   }
 
   // The jobs.

@@ -31,6 +31,8 @@
 export const WINDOW_BYTES = 1024 * 1024;
 /** What a report costs at least. */
 const MIN_COST = 4096;
+/** How many bytes of reports leave together, about: far below the largest message, which is 4 MiB. */
+const BATCH_BYTES = 256 * 1024;
 /** What a lease may keep in all. */
 const KEPT_BYTES = 2 * WINDOW_BYTES;
 
@@ -104,28 +106,36 @@ export class Session {
   }
 
   /**
-   * The next report to send, in the form of the contract; jobs take turns.
-   * @returns {Record<string, any> | null}
+   * The next reports to send together, in the form of the contract: at most `most`, none after the one that makes them
+   * {@link BATCH_BYTES}. Jobs take turns, and one whose turn it is gives all it may.
+   * @param {number} most
+   * @returns {Record<string, any>[]}
    */
-  nextReport() {
-    if (!this.#online) return null;
+  nextReports(most) {
+    /** @type {Record<string, any>[]} */
+    const reports = [];
+    if (!this.#online) return reports;
+    let bytes = 0;
     for (const jobId of this.#ready) {
+      if (reports.length >= most || bytes >= BATCH_BYTES) break;
       this.#ready.delete(jobId);
       const lease = this.#leases.get(jobId);
       if (!lease) continue;
       lease.ready = false;
-      const entry = lease.queue[lease.sent];
-      if (!entry) continue;
-      if (entry.number === 0) {
-        entry.number = lease.next;
-        lease.next += 1;
+      while (reports.length < most && bytes < BATCH_BYTES && lease.sent < lease.queue.length && lease.sentCost < WINDOW_BYTES) {
+        const entry = lease.queue[lease.sent];
+        if (entry.number === 0) {
+          entry.number = lease.next;
+          lease.next += 1;
+        }
+        lease.sent += 1;
+        lease.sentCost += entry.cost;
+        bytes += sizeOf(entry.body);
+        reports.push({ jobId, leaseToken: lease.token, number: entry.number, [entry.body.kind]: entry.body.value });
       }
-      lease.sent += 1;
-      lease.sentCost += entry.cost;
       this.#markReady(jobId, lease);
-      return { jobId, leaseToken: lease.token, number: entry.number, [entry.body.kind]: entry.body.value };
     }
-    return null;
+    return reports;
   }
 
   /** The leases to name in a Hello. @returns {HeldLease[]} */

@@ -66,7 +66,7 @@ export class Worker {
     if (this.#kinds.length === 0) throw new TypeError("a worker needs at least one kind of job");
     if (this.#owner) throw new Error("this worker runs already, or has run");
     const { name, capacity } = this.#plan;
-    const hello = { name, capacity, kinds: this.#kinds, client: `node/${VERSION}` };
+    const hello = { name, capacity, batchedAcks: true, kinds: this.#kinds, client: `node/${VERSION}` };
     const owner = new Owner({ ...this.#plan, hello, handlers: this.#handlers });
     this.#owner = owner;
     const leave = () => owner.shutdown();

@@ -19,19 +19,37 @@ function holding(options) {
   return session;
 }
 
+/** The next report, sent alone. */
+const next = (session) => session.nextReports(1)[0] ?? null;
+
+test("reports that leave together are bounded and keep their order", () => {
+  const s = holding();
+  s.assign("k", "u");
+  for (const text of ["0", "1", "2"]) {
+    s.push("j", "t", log(text));
+    s.push("k", "u", log(text));
+  }
+  const numbers = (most) => s.nextReports(most).map(({ jobId, number }) => `${jobId}${number}`);
+  assert.deepEqual(numbers(2), ["j1", "j2"]);
+  assert.deepEqual(numbers(9), ["k1", "k2", "k3", "j3"]);
+  assert.deepEqual(numbers(9), []);
+  for (let i = 0; i < 40; i += 1) s.push("k", "u", log("x".repeat(16 * 1024)));
+  assert.equal(numbers(256).length, 16);
+});
+
 function sendAll(session) {
   const sent = [];
-  for (let report = session.nextReport(); report; report = session.nextReport()) sent.push(report);
+  for (let report = next(session); report; report = next(session)) sent.push(report);
   return sent;
 }
 
 test("j4 unanswered reports are sent again under their numbers", () => {
   const s = holding();
   for (const text of ["a", "b", "c"]) assert.equal(s.push("j", "t", log(text), text), "queued");
-  assert.equal(s.nextReport().number, 1);
-  assert.equal(s.nextReport().number, 2);
+  assert.equal(next(s).number, 1);
+  assert.equal(next(s).number, 2);
   s.disconnected();
-  assert.equal(s.nextReport(), null);
+  assert.equal(next(s), null);
   assert.deepEqual(s.held(), [{ jobId: "j", leaseToken: "t" }]);
   assert.deepEqual(s.welcomed([{ jobId: "j", lastReport: 1 }], []), [{ type: "answered", tag: "a", answer: { result: "stored" } }]);
   assert.deepEqual(sendAll(s).map(({ number, log }) => [number, log.text]), [[2, "b"], [3, "c"]]);
@@ -49,7 +67,7 @@ test("progress that has not left is replaced, but never across a checkpoint", ()
   assert.deepEqual(sent[1].progress, { done: 2 });
   // Sent means fixed: the next one queues behind it.
   s.push("j", "t", progress(4));
-  assert.equal(s.nextReport().number, 5);
+  assert.equal(next(s).number, 5);
 });
 
 test("without coalescing every progress report is sent", () => {
@@ -62,11 +80,11 @@ test("j1 a lost lease sends nothing more", () => {
   const s = holding();
   s.push("j", "t", log("a"), "a");
   s.push("j", "t", log("b"), "b");
-  s.nextReport();
+  next(s);
   const effects = s.acked(ack(1, "LEASE_LOST", 0));
   assert.deepEqual(effects.map(({ type }) => type), ["answered", "answered", "lost"]);
   assert.equal(effects[0].answer.result, "gone");
-  assert.equal(s.nextReport(), null);
+  assert.equal(next(s), null);
   assert.ok(s.isEmpty);
   assert.equal(s.push("j", "t", log("c")), "gone");
 });
@@ -80,7 +98,7 @@ test("a lease of which Welcome says nothing is lost", () => {
 test("j1 answers and orders for another lease are ignored", () => {
   const s = holding();
   s.push("j", "t", log("a"), "a");
-  s.nextReport();
+  next(s);
   assert.deepEqual(s.acked({ ...ack(1, "LEASE_LOST", 0), leaseToken: "old" }), []);
   assert.deepEqual(s.lost({ jobId: "j", leaseToken: "old", reason: "" }), []);
   assert.deepEqual(s.cancel({ jobId: "j", leaseToken: "old" }), []);
@@ -90,9 +108,9 @@ test("j1 answers and orders for another lease are ignored", () => {
 test("j10 a completion that races a cancellation is followed by stopped", () => {
   const s = holding();
   s.push("j", "t", complete);
-  s.nextReport();
+  next(s);
   assert.deepEqual(s.acked(ack(1, "CANCELLED", 0)).map(({ type }) => type), ["cancel"]);
-  assert.ok(s.nextReport().stopped);
+  assert.ok(next(s).stopped);
   // Stored although the order to stop came with it: that is the end.
   assert.deepEqual(s.acked(ack(2, "CANCELLED", 9)).map(({ type }) => type), ["cancel", "ended"]);
 });
@@ -101,9 +119,9 @@ test("j37 a result that is refused fails the job", () => {
   const s = holding();
   s.push("j", "t", complete);
   assert.equal(s.push("j", "t", log("late")), "gone", "nothing follows the end");
-  s.nextReport();
+  next(s);
   assert.deepEqual(s.acked({ ...ack(1, "REJECTED", 0), message: "too deep" }), []);
-  const { number, fail } = s.nextReport();
+  const { number, fail } = next(s);
   assert.deepEqual([number, fail.code, fail.message], [2, "result_too_large", "too deep"]);
   assert.deepEqual(s.acked(ack(2)), [{ type: "ended", jobId: "j" }]);
   assert.ok(s.isEmpty);
@@ -114,7 +132,7 @@ test("j1 a new assignment of the same job ends the old lease", () => {
   s.push("j", "t", log("old"), "old");
   assert.deepEqual(s.assign("j", "t2").map(({ type }) => type), ["answered", "lost"]);
   s.push("j", "t2", log("new"));
-  const { number, leaseToken } = s.nextReport();
+  const { number, leaseToken } = next(s);
   assert.deepEqual([number, leaseToken], [1, "t2"]);
 });
 
@@ -131,7 +149,7 @@ test("jobs take turns", () => {
 test("an answer that only a newer engine knows counts as stored", () => {
   const s = holding();
   s.push("j", "t", checkpoint(), "c");
-  s.nextReport();
+  next(s);
   assert.deepEqual(s.acked(ack(1, "17")), [{ type: "answered", tag: "c", answer: { result: "stored" } }]);
 });
 
@@ -216,7 +234,7 @@ test("j5 a broken stream loses and doubles nothing, whatever is cut when", () =>
           s.push("j", "t", log(String(count)), count);
         }
       },
-      send(n) { for (let i = 0; i < n; i += 1) { const report = s.nextReport(); if (report) wire.push(report); } },
+      send(n) { wire.push(...s.nextReports(n)); },
       store(n) { for (const report of wire.splice(0, n)) { store(report); answers.push(ack(report.number)); } },
       hear(n) { for (const answer of answers.splice(0, n)) close(s.acked(answer)); },
       cut() {
