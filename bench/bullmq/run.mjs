@@ -1,9 +1,11 @@
 /**
  * Throughput of Tidegate beside BullMQ: the same jobs, on the same redis-server, in alternating rounds.
  *
- *     npm install && npm start -- [--jobs 3000] [--reports 10] [--rounds 3]
+ *     npm install && npm start -- [--jobs 3000] [--reports 10] [--rounds 3] [--only TEXT]
  *
  * after `npm ci` in clients/node and `cargo build --release -p job-engine --bin job-engine -p tidegate-worker --example bench`.
+ *
+ * `--only Rust` runs but those systems whose names contain the text.
  *
  * A round: a redis-server that is emptied, a worker that runs 50 jobs at a time (and an engine), and some jobs to warm up.
  * Then, measured apart: all jobs are submitted, 50 at once, one call a job, while the worker holds the first fifty; and
@@ -33,7 +35,7 @@ const TICKS_PER_SECOND = 100; // USER_HZ, the same on every Linux
 const WARM_UP = 300;
 const AT_ONCE = 50;
 
-const { values } = parseArgs({ options: { jobs: { type: "string", default: "3000" }, reports: { type: "string", default: "10" }, rounds: { type: "string", default: "3" } } });
+const { values } = parseArgs({ options: { jobs: { type: "string", default: "3000" }, reports: { type: "string", default: "10" }, rounds: { type: "string", default: "3" }, only: { type: "string", default: "" } } });
 const [jobs, reports, rounds] = [values.jobs, values.reports, values.rounds].map(Number);
 
 const sum = (object) => Object.values(object).reduce((a, b) => a + b);
@@ -163,10 +165,12 @@ redis.client = new Redis({ port, host: "127.0.0.1", lazyConnect: true, retryStra
 redis.client.on("error", () => {}); // not up yet
 await until("redis-server answers", () => redis.client.ping());
 
-const results = Object.fromEntries(Object.keys(systems).map((name) => [name, []]));
+const chosen = Object.entries(systems).filter(([name]) => name.includes(values.only));
+if (chosen.length === 0) throw new Error(`none of the systems is called ${values.only}: ${Object.keys(systems).join(", ")}`);
+const results = Object.fromEntries(chosen.map(([name]) => [name, []]));
 console.log(`${jobs} jobs of ${reports} progress reports, ${AT_ONCE} at a time; ${rounds} rounds; ${cpus().length} cores\n`);
 for (let round = 1; round <= rounds; round += 1) {
-  for (const [name, run] of Object.entries(systems)) {
+  for (const [name, run] of chosen) {
     await redis.client.flushall();
     const result = await run(redis, port);
     if (result.stored !== jobs * reports) throw new Error(`${name}: ${result.stored} progress events are stored instead of ${jobs * reports}`);
