@@ -12,8 +12,8 @@ use tidegate_auth::{Authenticator, Refused, Sealer};
 use crate::{
     caller::{Caller, Via},
     cors::Origin,
-    jobs::JobId,
     problem::Problem,
+    progress,
     session::{self, Session},
     tickets::{self, Ticket},
 };
@@ -64,7 +64,7 @@ impl Access {
             let ticket = tickets::of(&parts.uri)?;
             let ticket: Option<Ticket> = ticket.and_then(|text| self.sealer.open(tickets::PURPOSE, &text));
             if let Some(ticket) = ticket {
-                let _ = ticket.admit(stream_of(parts), &mut parts.headers, 0);
+                let _ = ticket.admit(progress::jobs_of(&parts.uri).as_deref(), &mut parts.headers, 0);
             }
             return Ok(Caller::anonymous());
         };
@@ -92,7 +92,11 @@ impl Access {
             };
         };
         let ticket: Ticket = self.sealer.open(tickets::PURPOSE, &ticket).ok_or(Refused::Malformed)?;
-        let caller = ticket.admit(stream_of(parts), &mut parts.headers, tidegate_auth::now())?;
+        let caller = ticket.admit(
+            progress::jobs_of(&parts.uri).as_deref(),
+            &mut parts.headers,
+            tidegate_auth::now(),
+        )?;
         auth.standing(&caller.principal)?;
         // Whoever says in another way, too, who it is, must be the one that the ticket was made for.
         let other = by_header.or_else(|| cookie.and_then(|cookie| by_cookie(cookie).ok()));
@@ -125,11 +129,6 @@ fn is_public_name(host: &str) -> bool {
         host.rsplit_once(':').map_or(host, |(name, _)| name).trim_end_matches('.').to_ascii_lowercase();
     let is_address = host.starts_with('[') || name.parse::<std::net::Ipv4Addr>().is_ok();
     name.contains('.') && !is_address && !name.ends_with(".localhost")
-}
-
-/// The job whose stream is asked for.
-fn stream_of(parts: &Parts) -> Option<JobId> {
-    parts.uri.path().strip_prefix("/api/progress/")?.parse().ok()
 }
 
 /// The token of the one header that may carry one; the header is taken out.

@@ -7,7 +7,7 @@ use axum::{
     extract::{Path, Query, State},
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use serde::Deserialize;
 use tidegate_proto::cursor::CursorError;
 use utoipa::IntoParams;
@@ -93,6 +93,14 @@ pub(crate) async fn follow(
         }
         Ok((Attached::Finished, _)) => Ok(StatusCode::NO_CONTENT.into_response()),
         Err(problem) => passing(&problem, accept).ok_or(problem),
+    }
+}
+
+/// The jobs whose stream is asked for, if one is.
+pub(crate) fn jobs_of(uri: &Uri) -> Option<Vec<JobId>> {
+    match uri.path().strip_prefix("/api/progress")? {
+        "" => bundle::of(uri),
+        rest => Some(vec![rest.strip_prefix('/')?.parse().ok()?]),
     }
 }
 

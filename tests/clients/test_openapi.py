@@ -155,7 +155,8 @@ class Answers(unittest.TestCase):
         job = self.submit(steps=1, seconds=0)
         self.assertTrue(self.send("get", "/api/jobs", query="?limit=1")[1]["next"])
         self.assertIn("demo", [kind["kind"] for kind in self.send("get", "/api/kinds")[1]["kinds"]])
-        self.assertEqual(self.send("post", "/api/tickets", {"jobId": job})[0], 201)
+        for order in ({"jobId": job}, {"jobIds": [job, MISSING]}):
+            self.assertEqual(self.send("post", "/api/tickets", order)[0], 201)
         self.assertEqual(self.send("get", "/api/session")[1]["subject"], "anonymous")
         self.assertEqual(self.send("post", "/api/session")[0], 200)
         self.assertEqual(self.send("delete", "/api/session")[0], 204)

@@ -30,7 +30,7 @@ use crate::{
 /// How many jobs share a connection, at most: with usual cursors the id of an event stays below 500 bytes.
 pub(crate) const MAX_JOBS: usize = 32;
 /// Stands between two positions: no cursor contains it.
-const BETWEEN: &str = "~";
+pub(crate) const BETWEEN: &str = "~";
 /// When enough frames are passed on together.
 const BURST: usize = 16 * 1024;
 

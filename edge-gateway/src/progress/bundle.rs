@@ -5,7 +5,7 @@ use axum::{
     extract::{Query, State, rejection::QueryRejection},
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode, Uri};
 use utoipa::{
     IntoParams,
     openapi::{
@@ -55,7 +55,7 @@ pub(crate) async fn follow(
         return Err(Problem::NotAcceptable);
     }
     let Query(query) = query.map_err(|_| Problem::field("job", "the query is malformed"))?;
-    let jobs = jobs(&query)?;
+    let jobs = named(&query)?;
     let first = query.iter().find(|(name, _)| matches!(&**name, "lastEventId" | "last_event_id"));
     let positions = positions(last_event_id(&headers, first.map(|(_, value)| &**value))?, jobs.len())?;
     if method == Method::HEAD {
@@ -104,7 +104,10 @@ impl IntoParams for Several {
             ParameterIn::Header,
             "The last `id` that was seen; wins over `lastEventId`",
         );
+        let ticket =
+            parameter("ticket", ParameterIn::Query, "Of `POST /api/tickets`, for who cannot set headers");
         vec![
+            ticket.schema(Some(text())).build(),
             job.required(Required::True).schema(Some(jobs)).build(),
             first.schema(Some(text())).build(),
             last.schema(Some(text())).build(),
@@ -112,15 +115,26 @@ impl IntoParams for Several {
     }
 }
 
+/// The jobs that a request is about.
+pub(super) fn of(uri: &Uri) -> Option<Vec<JobId>> {
+    // Read as the handler reads it: what one of them overlooked would be let in unseen.
+    let Query(query) = Query::<Vec<(String, String)>>::try_from_uri(uri).ok()?;
+    named(&query).ok()
+}
+
 /// The jobs that a query names. Their order belongs to the meaning of the cursor, and the URL keeps it.
-fn jobs(query: &[(String, String)]) -> Result<Vec<JobId>, Problem> {
-    let named = query.iter().filter(|(name, _)| name == "job");
-    let jobs: Vec<JobId> = named.map(|(_, id)| id.parse()).collect::<Result<_, _>>()?;
+fn named(query: &[(String, String)]) -> Result<Vec<JobId>, Problem> {
+    several("job", query.iter().filter(|(name, _)| name == "job").map(|(_, id)| &**id))
+}
+
+/// Job ids that may share a connection, as `field` gave them.
+pub(crate) fn several<'a>(field: &str, ids: impl Iterator<Item = &'a str>) -> Result<Vec<JobId>, Problem> {
+    let jobs: Vec<JobId> = ids.map(str::parse).collect::<Result<_, _>>()?;
     if jobs.is_empty() || jobs.len() > MAX_JOBS {
-        return Err(Problem::field("job", &format!("must be given once to {MAX_JOBS} times")));
+        return Err(Problem::field(field, &format!("must be given once to {MAX_JOBS} times")));
     }
     if (1..jobs.len()).any(|n| jobs[..n].contains(&jobs[n])) {
-        return Err(Problem::field("job", "must not name a job twice"));
+        return Err(Problem::field(field, "must not name a job twice"));
     }
     Ok(jobs)
 }

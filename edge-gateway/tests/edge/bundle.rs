@@ -31,7 +31,7 @@ async fn bundle(edge: &Edge, jobs: &[&str], last_event_id: &str) -> Answer {
 /// What is seen of each job: its events' numbers.
 fn by_job(events: &[Event]) -> HashMap<String, Vec<u64>> {
     let mut seen: HashMap<String, Vec<u64>> = HashMap::new();
-    for event in events.iter().filter(|event| event.id.is_some()) {
+    for event in events.iter().filter(|event| event.id.is_some() && !event.event.is_empty()) {
         let data = event.json();
         let seq = data["cursor"].as_str().unwrap().split_once('-').unwrap().0.parse().unwrap();
         seen.entry(data["jobId"].as_str().unwrap().to_owned()).or_default().push(seq);
@@ -153,12 +153,57 @@ async fn e25_anothers_job_in_a_bundle_is_one_that_is_not_there() {
         viewer.as_mut().unwrap().expect("connected").await;
     }
     drop(viewer);
-    // A ticket is for the stream of one job.
+    // The ticket of one stream opens no other.
     let order = json!({ "jobId": TWO }).to_string();
     let mut issued =
         client::request(edge.addr, "POST", "/api/tickets", &accounts.user("anonymous"), &order).await;
     let ticket = issued.json().await["ticket"].as_str().unwrap().to_owned();
-    assert_eq!(edge.get(&format!("{}&ticket={ticket}", path(&[TWO])), "").await.status, 401);
+    for query in [format!("job={TWO}&job={JOB}"), format!("job={TWO}&j%6fb={JOB}"), format!("job={JOB}")] {
+        assert_eq!(
+            edge.get(&format!("/api/progress?{query}&ticket={ticket}"), "").await.status,
+            401,
+            "{query}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn e45_a_ticket_opens_the_one_stream_of_several_jobs_and_its_reconnects() {
+    let (engine, accounts) = (ScriptedEngine::start(), Accounts::new());
+    accounts.write("[auth.tickets]\nfirst_use_seconds = 1\n");
+    let edge = Edge::with(&engine, |config| config.auth = Some(accounts.authenticator()));
+    engine.add_job(TWO);
+    engine.append(log("one"));
+    let issue = async |order: serde_json::Value| {
+        client::request(edge.addr, "POST", "/api/tickets", &accounts.user("anonymous"), &order.to_string())
+            .await
+    };
+    let mut issued = issue(json!({ "jobIds": [JOB, THREE, TWO], "cursor": "1-q7x2ma~~" })).await;
+    let url =
+        format!("{}&ticket={}", path(&[JOB, THREE, TWO]), issued.json().await["ticket"].as_str().unwrap());
+    let source = "accept: text/event-stream\r\n";
+    let mut stream = edge.get(&url, source).await;
+    engine.append_to(TWO, log("two"));
+    // A cursor before any event, of each job that is there; then what comes behind.
+    let events = stream.take(3).await;
+    assert_eq!(events[0].id.as_deref(), Some("1-q7x2ma~~0-q7x2ma"));
+    assert_eq!(by_job(&events), HashMap::from([(TWO.to_owned(), vec![1])]), "it began where it was to");
+    until("the first connect is over", async || edge.get(&url, source).await.status == 401).await;
+    assert_eq!(edge.get(&url, &format!("{source}last-event-id: 1-other~~1-other\r\n")).await.status, 401);
+    engine.append(complete());
+    engine.append_to(TWO, complete());
+    let mut again = edge.get(&url, &format!("{source}last-event-id: 1-q7x2ma~~1-q7x2ma\r\n")).await;
+    let rest = by_job(&again.rest().await);
+    assert_eq!(rest, HashMap::from([(JOB.to_owned(), vec![2]), (TWO.to_owned(), vec![2])]));
+    for (order, status) in [
+        (json!({ "jobId": JOB, "jobIds": [TWO] }), 400),
+        (json!({}), 400),
+        (json!({ "jobIds": [JOB, JOB] }), 400),
+        (json!({ "jobIds": [JOB, TWO], "cursor": "1-q7x2ma" }), 400),
+        (json!({ "jobIds": [THREE] }), 404),
+    ] {
+        assert_eq!(issue(order.clone()).await.status, status, "{order}");
+    }
 }
 
 #[tokio::test]
