@@ -236,7 +236,7 @@ proptest! {
         nasty(),
         nasty().prop_map(|t| serde_json::to_string_pretty(&serde_json::json!({"a": [t, 1.5, null]})).unwrap()),
     ], name in nasty()) {
-        let frame = event("e", &at(1, Kind::Custom(Custom { name, json: json.clone() })));
+        let frame = event("e", &at(1, Kind::Custom(Custom { name: name.clone(), json: json.clone() })));
         let parsed = parse(&frame);
         prop_assert_eq!(parsed.len(), 1);
         let value: serde_json::Value = serde_json::from_str(&parsed[0].2).unwrap();
@@ -245,7 +245,9 @@ proptest! {
             Err(_) if json.is_empty() => serde_json::Value::Null,
             Err(_) => serde_json::Value::String(json),
         };
-        prop_assert_eq!(&value["data"], &expected);
+        // Once in a while a nasty name is a good one.
+        let data = if is_custom_event_name(&name) { &value } else { &value["data"] };
+        prop_assert_eq!(data, &expected);
     }
 
     #[test]

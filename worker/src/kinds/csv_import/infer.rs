@@ -192,7 +192,7 @@ mod tests {
         fn what_is_taken_as_a_number_prints_back_the_same(text in "-?[0-9]{0,20}(\\.[0-9]{0,8})?") {
             if let Some(number) = integer(&text) { prop_assert_eq!(number.to_string(), text.clone()) }
             if let Some(number) = real(&text) {
-                let back = if text.ends_with(".0") { format!("{number:?}") } else { number.to_string() };
+                let back = if text.ends_with(".0") { format!("{number:.1}") } else { number.to_string() };
                 prop_assert_eq!(back, text);
             }
         }
