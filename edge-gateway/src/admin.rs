@@ -26,6 +26,7 @@ pub(crate) fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
+        .merge(tidegate_telemetry::loglevel::routes())
         .with_state(admin)
 }
 

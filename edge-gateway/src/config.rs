@@ -62,6 +62,9 @@ pub struct Args {
     /// How the outside reaches the gateway.
     #[command(flatten)]
     pub edge: EdgeArgs,
+    /// Where logs and traces go.
+    #[command(flatten)]
+    pub output: tidegate_telemetry::Output,
 }
 
 /// A checked configuration.

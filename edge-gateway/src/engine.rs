@@ -11,6 +11,7 @@ use tidegate_proto::{
     pool::{Pick, Pool, Targets, Way, is_unsent},
     v1::job_service_client::JobServiceClient,
 };
+use tidegate_telemetry::trace;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
@@ -85,6 +86,7 @@ impl Engine {
             tries -= 1;
             let pick = self.pool.call(avoid).await?;
             let mut request = Request::new(message.clone());
+            trace::carry(request.metadata_mut());
             request.set_timeout(deadline.saturating_duration_since(Instant::now()));
             let answer = tokio::select! {
                 answer = timeout_at(deadline, call(client(&pick), request)) => answer,

@@ -40,6 +40,7 @@ use tidegate_proto::{
     cursor::Cursor,
     v1::{Event, Job, JobState, event::Kind},
 };
+use tidegate_telemetry::trace;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -96,6 +97,8 @@ impl Default for Timing {
 #[derive(Debug)]
 pub(crate) struct Hub {
     job_id: Arc<str>,
+    /// The trace of the request that opened it.
+    opener: String,
     state: Mutex<State>,
     /// Viewers, and the version that they compare before they sleep.
     crowd: Crowd,
@@ -196,6 +199,7 @@ impl Hub {
         };
         Self {
             job_id,
+            opener: trace::here(),
             state: Mutex::new(state),
             crowd: Crowd::default(),
             history,

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use edge_gateway::config::Args;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// `EX_USAGE`: the configuration is wrong, restarting will not help.
 const USAGE: u8 = 64;
@@ -19,8 +18,13 @@ async fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let _output = match args.output.start("tidegate-gateway", "info") {
+        Ok(output) => output,
+        Err(error) => {
+            eprintln!("edge-gateway: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
     let config = match args.check() {
         Ok(config) => config,
         Err(errors) => {

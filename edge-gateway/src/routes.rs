@@ -9,15 +9,17 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::any,
 };
 use futures_util::FutureExt as _;
 use http::{HeaderName, HeaderValue, header};
+use tidegate_telemetry::trace;
 use tokio::time::timeout;
 use tower::ServiceBuilder;
+use tracing::{Instrument as _, Span, field::Empty};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
@@ -103,17 +105,38 @@ async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Re
     let client = app.edge.proxies.client(peer, request.headers());
     request.extensions_mut().insert(client);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut response = next.run(request).await;
+    let span = span(&request);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    span.record("http.response.status_code", response.status().as_u16());
+    if response.status().is_server_error() {
+        span.record("otel.status_code", "ERROR");
+    }
     if let Some(Slug(problem)) = response.extensions().get() {
         app.metrics.problem(problem);
     }
     // Without the query: it may carry cursors and tickets.
     tracing::info!(
         %method, path, client = %client.0, status = response.status().as_u16(), id = id.to_str().unwrap_or("-"),
-        millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "request"
+        trace = trace::of(&span).get(3..35), millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "request"
     );
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// The span of a call of the API, up to its answer: for a stream, until it is open.
+fn span(request: &Request) -> Span {
+    if !request.uri().path().starts_with("/api/") {
+        return Span::none();
+    }
+    let method = request.method().as_str();
+    // Not the path: the names of spans are bounded.
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let span = tracing::info_span!(
+        target: trace::TARGET, "request", otel.name = format!("{method} {route}").as_str(), otel.kind = "server",
+        http.request.method = method, http.route = route, http.response.status_code = Empty, otel.status_code = Empty
+    );
+    let parent = request.headers().get(trace::TRACEPARENT).and_then(|value| value.to_str().ok());
+    trace::child_of(span, parent.unwrap_or_default())
 }
 
 /// Tells browsers what not to do with an answer.

@@ -7,13 +7,18 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
+use tidegate_telemetry::trace;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::{
     engine::Engine,
     error::EngineError,
     idempotency,
-    job::{index, machine::millis},
+    job::{
+        index,
+        machine::{Draft, millis},
+    },
     kinds,
     session::Assigned,
     store::StoreError,
@@ -65,7 +70,18 @@ async fn assign_one(engine: &Arc<Engine>, kind: &str, job_id: String) {
     let assigned = async {
         let (record, head) = engine.get(None, &job_id).await?;
         let queued = record.job.updated_at.map_or(0, millis);
-        let assigned = engine.transact(record, head, |draft| draft.assign(&slot.member.name, &nonce)).await?;
+        let span = tracing::info_span!(
+            target: trace::TARGET, "dispatch", otel.kind = "producer", job = job_id, kind, worker = slot.member.name
+        );
+        let span = trace::child_of(span, &record.traceparent);
+        let traceparent = trace::of(&span);
+        let assign = |draft: &mut Draft<'_>| {
+            if !traceparent.is_empty() {
+                draft.record.traceparent.clone_from(&traceparent);
+            }
+            draft.assign(&slot.member.name, &nonce)
+        };
+        let assigned = engine.transact(record, head, assign).instrument(span).await?;
         let waited = engine.store.now_ms().saturating_sub(queued);
         engine.metrics.waited(kind, Duration::from_millis(waited));
         Ok::<_, EngineError>(assigned)

@@ -120,7 +120,8 @@ impl Engine {
             input_json: submission.input_json,
             options: submission.options,
         };
-        let draft = Draft::submit(new, &self.rules, now_ms);
+        let mut draft = Draft::submit(new, &self.rules, now_ms);
+        draft.record.traceparent = tidegate_telemetry::trace::here();
         let made = match self.store.commit(draft.commit()).await? {
             CommitOutcome::Committed(_) => (draft.record.job, true),
             CommitOutcome::Conflict(Some(snapshot)) => {

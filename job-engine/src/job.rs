@@ -36,6 +36,9 @@ pub struct JobRecord {
     /// How large the log is, so that it can be kept small.
     #[prost(message, required, tag = "6")]
     pub ring: LogRing,
+    /// The W3C trace context of the span that submitted the job or gave it to a worker last; empty without traces.
+    #[prost(string, tag = "7")]
+    pub traceparent: String,
 }
 
 /// The right to report on a job.

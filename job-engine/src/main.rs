@@ -1,14 +1,11 @@
 //! The `job-engine` binary.
 
-use std::{
-    io::{IsTerminal as _, stderr},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::Parser;
 use job_engine::{config::Config, server};
 use tidegate_auth::Authenticator;
-use tracing_subscriber::EnvFilter;
+use tidegate_telemetry::Output;
 
 /// The exit code for bad configuration (`EX_USAGE`).
 const EXIT_CONFIG: u8 = 64;
@@ -30,17 +27,20 @@ struct Cli {
     /// Serve addresses that are not loopback although nobody has to authenticate.
     #[arg(long, env = "TIDEGATE_INSECURE")]
     insecure: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,fjall=warn,lsm_tree=warn".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(stderr().is_terminal())
-        .with_writer(stderr)
-        .init();
+    let _output = match cli.output.start("tidegate-engine", "info") {
+        Ok(output) => output,
+        Err(error) => {
+            eprintln!("the configuration has errors:\n  {error}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
     let auth = match cli.config.check(cli.insecure) {
         Ok(auth) => auth,
         Err(errors) => {

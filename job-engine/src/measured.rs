@@ -4,7 +4,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tidegate_telemetry::trace;
 use tokio::{sync::broadcast, time::Instant};
+use tracing::{Instrument as _, Span};
 
 use crate::{
     metrics::{Call, Committed, Metrics},
@@ -43,7 +45,12 @@ impl Store for Measured {
     fn commit(&self, commit: Commit) -> Answer<'_, CommitOutcome> {
         Box::pin(async move {
             let committed = Committed::of(&commit);
-            let outcome = self.time(Call::Commit, self.log.commit(commit)).await;
+            // As part of something that is traced; alone, a commit of reports would be a span for every few events.
+            let span = match Span::current().is_disabled() {
+                true => Span::none(),
+                false => tracing::info_span!(target: trace::TARGET, "commit", events = commit.events.len()),
+            };
+            let outcome = self.time(Call::Commit, self.log.commit(commit)).instrument(span).await;
             match (&outcome, committed) {
                 (Ok(CommitOutcome::Committed(_)), Some(committed)) => self.metrics.committed(&committed),
                 (Ok(CommitOutcome::Conflict(_)), Some(_)) => self.metrics.conflict(),

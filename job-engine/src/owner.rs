@@ -16,7 +16,9 @@ use tidegate_proto::v1::{
     CancelOrder, LeaseLost, Report, ReportAck, ReportAcks, ReportResult, WorkResponse, report::Body,
     work_response::Message,
 };
+use tidegate_telemetry::trace;
 use tokio::{sync::mpsc, time::Instant};
+use tracing::{Instrument as _, Span};
 
 use crate::{
     engine::{Engine, new_epoch},
@@ -176,7 +178,13 @@ impl Owner {
             if draft.is_empty() {
                 break answers;
             }
-            match engine.store.commit(draft.commit()).await {
+            // Only what ends the attempt: a span for every report would cost more than it tells.
+            let span = match draft.record.lease.as_ref().is_some_and(|lease| lease.ended) {
+                true => tracing::info_span!(target: trace::TARGET, "conclude", job = draft.record.job.job_id),
+                false => Span::none(),
+            };
+            let span = trace::child_of(span, &draft.record.traceparent);
+            match engine.store.commit(draft.commit()).instrument(span).await {
                 Ok(CommitOutcome::Committed(head)) => {
                     self.record = draft.record;
                     self.head = head;

@@ -10,8 +10,10 @@ use tidegate_proto::v1::{
     WatchJobRequest, WatchJobResponse, WorkRequest, WorkResponse, job_service_server::JobService,
     worker_service_server::WorkerService,
 };
+use tidegate_telemetry::trace;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::{Instrument as _, field::Empty};
 
 use crate::{
     access::{Access, Answers},
@@ -35,8 +37,14 @@ impl JobService for Services {
         &self,
         request: Request<SubmitJobRequest>,
     ) -> Result<Response<SubmitJobResponse>, Status> {
-        let (request, _) = self.access.admit(request, Scope::Submit).await?;
-        let (job, created) = self.engine.submit(request).await?;
+        let span = tracing::info_span!(target: trace::TARGET, "submit", otel.kind = "server", job = Empty);
+        let span = trace::child_of(span, trace::carried(request.metadata()));
+        let submitted = async {
+            let (request, _) = self.access.admit(request, Scope::Submit).await?;
+            Ok::<_, Status>(self.engine.submit(request).await?)
+        };
+        let (job, created) = submitted.instrument(span.clone()).await?;
+        span.record("job", &*job.job_id);
         Ok(Response::new(SubmitJobResponse { job: Some(job), created }))
     }
 
@@ -87,9 +95,14 @@ impl JobService for Services {
         &self,
         request: Request<WatchJobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
-        let (request, admitted) = self.access.admit(request, Scope::Read).await?;
-        let stream = watch::open(self.engine.clone(), request).await?;
-        Ok(Response::new(admitted.limit(ReceiverStream::new(stream))))
+        let span = tracing::info_span!(target: trace::TARGET, "watch", otel.kind = "server");
+        let span = trace::child_of(span, trace::carried(request.metadata()));
+        let opening = async {
+            let (request, admitted) = self.access.admit(request, Scope::Read).await?;
+            let stream = watch::open(self.engine.clone(), request).await?;
+            Ok(Response::new(admitted.limit(ReceiverStream::new(stream))))
+        };
+        opening.instrument(span).await
     }
 
     async fn read_events(

@@ -272,7 +272,8 @@ async fn admin(listener: TcpListener, engine: Arc<Engine>, vitals: Vitals) {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "alive\n"))
-        .route("/readyz", get(ready));
+        .route("/readyz", get(ready))
+        .merge(tidegate_telemetry::loglevel::routes());
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the admin port failed");
     }

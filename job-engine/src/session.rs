@@ -366,6 +366,7 @@ impl Session {
             owner: job.owner.clone(),
             deadline: record.deadline_ms().map(machine::timestamp),
             progress_deadline: job.options.as_ref().and_then(|o| o.progress_deadline),
+            traceparent: record.traceparent.clone(),
         };
         self.own(assigned);
         self.send(Message::Assignment(assignment)).await;

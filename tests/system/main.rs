@@ -16,5 +16,6 @@ mod metrics;
 mod resume;
 mod steer;
 mod support;
+mod traces;
 mod viewers;
 mod whole;

@@ -33,6 +33,7 @@ pub(crate) fn serve(
         std::future::ready(answer)
     };
     let router = Router::new().route("/healthz", get(async || "alive\n")).route("/readyz", get(ready));
+    let router = router.merge(tidegate_telemetry::loglevel::routes());
     Ok(AbortOnDropHandle::new(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the admin port failed");

@@ -34,7 +34,7 @@ const ABOUT_KINDS: &str = r#"The worker offers the kinds `demo` (a simulated job
 
 There is never a shell between the declaration and the program.
 
-SIGTERM or Ctrl-C ends the worker: jobs that do not finish within the grace time go back to the engine, and another worker goes on from their last checkpoint. TIDEGATE_LOG sets what is logged, such as `debug`."#;
+SIGTERM or Ctrl-C ends the worker: jobs that do not finish within the grace time go back to the engine, and another worker goes on from their last checkpoint."#;
 
 /// A Tidegate worker: takes jobs from an engine and runs them.
 #[derive(Clone, Debug, Parser)]
@@ -77,6 +77,9 @@ pub struct Args {
     /// How many seconds running jobs may go on after SIGTERM, before they are given back to the engine.
     #[arg(long, value_name = "SECONDS", env = "TIDEGATE_GRACE_SECONDS", default_value = "5")]
     pub grace_seconds: u32,
+    /// Where logs and traces go.
+    #[command(flatten)]
+    pub output: tidegate_telemetry::Output,
 }
 
 /// What the configuration file may hold.

@@ -1,6 +1,6 @@
 //! The worker with the built-in kinds, as a process.
 
-use std::{io::IsTerminal as _, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Parser as _;
 use tidegate_worker::{
@@ -12,17 +12,17 @@ use tokio::{
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
-    let filter = EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    let _output = match args.output.start("tidegate-worker", "info") {
+        Ok(output) => output,
+        Err(error) => {
+            eprintln!("tidegate-worker: {error}");
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+    };
 
     let shutdown = CancellationToken::new();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -14,8 +14,10 @@ use tidegate_proto::{
         Event, ReadEventsRequest, WatchJobRequest, WatchJobResponse, WatchOpened, watch_job_response::Message,
     },
 };
+use tidegate_telemetry::trace;
 use tokio::time::{Instant, sleep, timeout};
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
+use tracing::Instrument as _;
 
 use super::{End, Hub, Registry, Stage, Timing, ring};
 use crate::{
@@ -105,16 +107,23 @@ async fn watch(
 
 async fn watch_on(mut client: Client, hub: &Hub, engine: &Engine, timing: Timing) -> Result<(), Status> {
     let cursor = hub.resume_cursor();
+    let first_time = cursor.is_none();
     let request = WatchJobRequest {
         caller: None,
         job_id: hub.job_id.to_string(),
         // The first time, the ring's worth is enough; viewers that want more read history.
-        tail: if cursor.is_none() { ring::MAX_EVENTS } else { 0 },
+        tail: if first_time { ring::MAX_EVENTS } else { 0 },
         cursor: cursor.map(|c| c.to_string()).unwrap_or_default(),
     };
     let late = |_| Status::deadline_exceeded("the engine did not open the log in time");
     let began = Instant::now();
-    let mut stream = timeout(timing.open, client.watch_job(request)).await.map_err(late)??.into_inner();
+    let span = tracing::info_span!(target: trace::TARGET, "follow", otel.kind = "client", job = &*hub.job_id);
+    // What breaks later is nobody's request any more.
+    let span = trace::child_of(span, if first_time { &hub.opener } else { "" });
+    let mut request = Request::new(request);
+    span.in_scope(|| trace::carry(request.metadata_mut()));
+    let opening = timeout(timing.open, client.watch_job(request)).instrument(span);
+    let mut stream = opening.await.map_err(late)??.into_inner();
     let first = timeout(timing.open, stream.message()).await.map_err(late)??;
     if began.elapsed() >= SLOW {
         // A peer or proxy that caps the streams of a connection queues the next one in silence.

@@ -24,13 +24,15 @@ pub(crate) struct Options {
     pub(crate) engine: Vec<String>,
     /// Flags of the gateway.
     pub(crate) gateway: Vec<String>,
+    /// Flags of everybody.
+    pub(crate) all: Vec<String>,
     /// The commands that `exec` may run, as TOML.
     pub(crate) config: String,
 }
 
 impl From<Store> for Options {
     fn from(store: Store) -> Self {
-        Self { store, engine: Vec::new(), gateway: Vec::new(), config: String::new() }
+        Self { store, engine: Vec::new(), gateway: Vec::new(), all: Vec::new(), config: String::new() }
     }
 }
 
@@ -77,22 +79,23 @@ impl Stack {
         };
         // Short enough for tests that wait for it, long enough for a loaded machine.
         engine.push("--lease-seconds=4".to_owned());
-        engine.extend(options.engine);
+        engine.extend(options.engine.into_iter().chain(options.all.clone()));
         let gateway = [
             format!("--listen={http}"),
             format!("--admin-listen={gateway_admin}"),
             format!("--engine=http://{grpc}"),
         ];
-        let worker = vec![
+        let worker = [
             format!("--engine=http://{grpc}"),
             format!("--data-dir={}", dir.join("data").display()),
             format!("--import-dir={}", dir.join("import").display()),
             format!("--config={}", dir.join("worker.toml").display()),
             "--capacity=4".to_owned(),
         ];
+        let worker = worker.into_iter().chain(options.all.clone()).collect();
         let client = Client::new(&format!("http://{http}")).unwrap();
         let engine = Process::start("engine", &binary("job-engine"), engine, dir);
-        let gateway = gateway.into_iter().chain(options.gateway).collect();
+        let gateway = gateway.into_iter().chain(options.gateway).chain(options.all).collect();
         let gateway = Process::start("gateway", &binary("edge-gateway"), gateway, dir);
         let worker = Process::start("worker", &binary("tidegate-worker"), worker, dir);
         let configured =

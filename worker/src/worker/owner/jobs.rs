@@ -7,7 +7,9 @@ use tidegate_proto::{
     limits,
     v1::{self, report::Body},
 };
+use tidegate_telemetry::trace;
 use tokio::time::{Duration, Instant};
+use tracing::{Instrument as _, field::Empty};
 
 use super::{LEAVING, Owner, Phase, Running, line};
 use crate::{
@@ -55,12 +57,21 @@ impl Owner {
         let (job, stop) = (Arc::new(assignment), Arc::new(Stop::default()));
         let context = JobContext::new(job.clone(), stop.clone(), self.commands.clone());
         let (commands, finished) = (self.commands.clone(), job.clone());
+        let span = tracing::info_span!(
+            target: trace::TARGET, "run", otel.kind = "consumer", otel.status_code = Empty, job = job.job_id,
+            kind = job.kind, attempt = job.attempt
+        );
+        let span = trace::child_of(span, &job.traceparent);
         let task = self.tasks.spawn(async move {
             let run = AssertUnwindSafe(async { handler.run(context).await }).catch_unwind();
-            let outcome = match run.await {
+            let outcome = match run.instrument(span.clone()).await {
                 Ok(result) => Outcome::Returned(result),
                 Err(panic) => Outcome::Panicked(panic_text(&*panic)),
             };
+            if !matches!(outcome, Outcome::Returned(Ok(_))) {
+                span.record("otel.status_code", "ERROR");
+            }
+            drop(span); // it ends before the engine hears of it
             // The owner outlives its tasks.
             let _ = commands.send(Command::Finished { job: finished, outcome }).await;
         });
