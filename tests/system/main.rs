@@ -9,6 +9,7 @@ mod auth;
 mod bad_input;
 mod crash;
 mod docs;
+mod doctor;
 mod fleet;
 mod herd;
 mod import;

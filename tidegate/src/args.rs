@@ -1,7 +1,10 @@
 //! The command line: flags, their environment twins, and the help that teaches them.
 
+mod operate;
+
 use std::path::PathBuf;
 
+pub use self::operate::{Config, Doctor, Health};
 use crate::token::Token;
 use clap::{Args, Parser, Subcommand, builder::styling};
 use serde::Serialize;
@@ -84,6 +87,9 @@ pub struct Serve {
     /// How the outside reaches the gateway.
     #[command(flatten)]
     pub edge: edge_gateway::config::EdgeArgs,
+    /// Where logs and traces go.
+    #[command(flatten)]
+    pub output: tidegate_telemetry::Output,
 }
 
 /// The client commands.
@@ -108,6 +114,11 @@ pub enum Command {
     Token(Token),
     /// Ask an admin port whether it is healthy; for container images, which have no curl
     Health(Health),
+    /// Look from outside for what silently breaks event streams: buffering, idle cuts, compression, limits, CORS, clocks
+    Doctor(Doctor),
+    /// Check or show what flags, environment and configuration file add up to, without starting anything
+    #[command(subcommand)]
+    Config(Config),
 }
 
 /// Which gateway to talk to.
@@ -316,20 +327,6 @@ pub struct Kinds {
     pub target: Target,
 }
 
-/// Arguments of `health`.
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Exit codes:
-    0  it answered with a success
-   69  it answered with anything else, or not within --timeout; standard error says what")]
-pub struct Health {
-    /// What to ask, such as http://127.0.0.1:9464/readyz
-    pub url: String,
-    /// How long the answer may take, in seconds
-    #[arg(long, default_value_t = 3, value_name = "SECONDS")]
-    pub timeout: u64,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -341,7 +338,11 @@ mod tests {
         command.clone().debug_assert();
         for arg in command.get_arguments().filter(|a| !matches!(a.get_id().as_str(), "help" | "version")) {
             let long = arg.get_long().unwrap();
-            let twin = format!("TIDEGATE_{}", long.to_uppercase().replace('-', "_"));
+            let twin = match long {
+                // Named by OpenTelemetry, and set for every process of a machine.
+                "otlp-endpoint" => "OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(),
+                _ => format!("TIDEGATE_{}", long.to_uppercase().replace('-', "_")),
+            };
             assert_eq!(arg.get_env().and_then(|e| e.to_str()), Some(&*twin), "--{long}");
         }
     }

@@ -13,6 +13,7 @@ use serde_json::{Value, json, value::RawValue};
 use crate::{
     api::Client,
     args::{Command, Follow, Health, JobOptions, JobRef, Jobs, Kinds, Submit, Target, Watch},
+    config, doctor,
     exit::{self, Failure},
     text::visible,
     token,
@@ -56,6 +57,13 @@ pub async fn run(command: Command) -> Result<u8, Failure> {
         Command::Jobs(args) => jobs(args).await,
         Command::Kinds(args) => kinds(args).await,
         Command::Token(command) => token::run(&command),
+        Command::Config(command) => config::run(&command, std::env::args_os()),
+        Command::Doctor(mut args) => {
+            if let Some(url) = args.url.take() {
+                args.target.server = url;
+            }
+            doctor::run(&args, &client(&args.target)?).await
+        }
         Command::Health(Health { url, timeout }) => health(&url, Duration::from_secs(timeout)).await,
     }
 }

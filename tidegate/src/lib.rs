@@ -6,6 +6,8 @@
 pub mod api;
 pub mod args;
 pub mod commands;
+mod config;
+mod doctor;
 pub mod exit;
 pub mod follow;
 pub mod serve;

@@ -3,8 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tidegate::{args::Cli, commands, exit, serve};
-use tracing_subscriber::EnvFilter;
+use tidegate::{
+    args::Cli,
+    commands,
+    exit::{self, Failure},
+    serve,
+};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -26,9 +30,8 @@ fn main() -> ExitCode {
         match cli.command {
             Some(command) => commands::run(command).await,
             None => {
-                let filter =
-                    EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-                tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+                let output = cli.serve.output.start("tidegate", "warn");
+                let _output = output.map_err(|error| Failure::Usage(error.to_string()))?;
                 serve::run(&cli.serve).await
             }
         }

@@ -6,7 +6,7 @@
 //! log. A second signal ends the process at once, which loses nothing that was acknowledged.
 
 mod banner;
-mod plan;
+pub(crate) mod plan;
 
 use std::{io, time::Duration};
 

@@ -26,7 +26,7 @@ struct EngineArgs {
 }
 
 /// The checked configuration of every part.
-pub(super) struct Plan {
+pub(crate) struct Plan {
     pub(super) engine: job_engine::config::Config,
     pub(super) gateway: edge_gateway::Config,
     /// None when no jobs are to be run here.
@@ -34,11 +34,23 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Checks everything, and makes the directories.
+    /// Checks everything, whether ports are free, too, and makes the directories.
     ///
     /// # Errors
     /// [`Failure::Usage`] with every error there is.
     pub(super) fn check(args: &Serve) -> Result<Self, Failure> {
+        Self::made(args, true)
+    }
+
+    /// Checks what can be checked without changing anything, and beside a Tidegate that runs.
+    ///
+    /// # Errors
+    /// As [`Plan::check`].
+    pub(crate) fn read(args: &Serve) -> Result<Self, Failure> {
+        Self::made(args, false)
+    }
+
+    fn made(args: &Serve, to_serve: bool) -> Result<Self, Failure> {
         let mut errors = Vec::new();
         let auth = args.config.as_deref().map_or(Ok(None), Authenticator::from_file);
         let auth = auth.map_err(|found| errors.extend(found.0)).unwrap_or_default();
@@ -46,19 +58,25 @@ impl Plan {
         let grpc = address_of(&mut errors, "--grpc-listen", &args.grpc_listen, open);
         let engine_admin = address_of(&mut errors, "--engine-admin-listen", &args.engine_admin_listen, open);
         let gateway = gateway(&mut errors, args, auth);
-        directories(&mut errors, args);
+        if to_serve {
+            directories(&mut errors, args);
+        }
         let engine = match (grpc, engine_admin) {
             (Some(_), Some(_)) => {
                 parse::<EngineArgs>(&mut errors, engine_flags(args)).map(|args| args.config)
             }
             _ => None,
         };
-        let worker = (args.workers > 0).then(|| worker(&mut errors, args));
+        // Its own directory is there once it is made.
+        let own = if to_serve { import_dirs(args) } else { args.import_dirs.clone() };
+        let worker = (args.workers > 0).then(|| worker(&mut errors, args, &own));
         // Looked at even if the gateway has other errors.
         let given = |addr: &str| addr.parse().ok();
         let (public, admin) = (given(&args.listen), given(&args.admin_listen));
-        in_use(&mut errors, &[("--listen", public), ("--admin-listen", admin)]);
-        in_use(&mut errors, &[("--grpc-listen", grpc), ("--engine-admin-listen", engine_admin)]);
+        if to_serve {
+            in_use(&mut errors, &[("--listen", public), ("--admin-listen", admin)]);
+            in_use(&mut errors, &[("--grpc-listen", grpc), ("--engine-admin-listen", engine_admin)]);
+        }
         // Parts that read the same file find the same errors.
         let mut told = HashSet::new();
         errors.retain(|error| told.insert(error.clone()));
@@ -125,13 +143,13 @@ fn engine_flags(args: &Serve) -> Vec<OsString> {
     flags
 }
 
-fn worker(errors: &mut Vec<String>, args: &Serve) -> Option<Settings> {
+fn worker(errors: &mut Vec<String>, args: &Serve, import_dirs: &[PathBuf]) -> Option<Settings> {
     let mut flags = vec![
         "--engine=http://127.0.0.1".into(),
         flag("--capacity", args.workers.to_string()),
         flag("--data-dir", &args.data_dir),
     ];
-    flags.extend(import_dirs(args).iter().map(|dir| flag("--import-dir", dir)));
+    flags.extend(import_dirs.iter().map(|dir| flag("--import-dir", dir)));
     flags.extend(args.config.iter().map(|file| flag("--config", file)));
     let settings = parse::<tidegate_worker::config::Args>(errors, flags)?.settings();
     let checked = settings.and_then(|settings| {

@@ -165,6 +165,25 @@ async fn help_teaches_examples_and_exit_codes() {
 }
 
 #[tokio::test]
+async fn config_tells_all_that_is_wrong_and_starts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = format!("--data-dir={}", dir.path().join("none").display());
+    let good = tidegate(None, &["config", "check", &data, "--workers=2"], "").await;
+    assert_eq!(good.status.code(), Some(0), "{good:?}");
+    assert!(!dir.path().join("none").exists(), "a directory was made");
+    let bad =
+        tidegate(None, &["config", "check", &data, "--listen=0.0.0.0:1", "--config=/not/there"], "").await;
+    assert_eq!(bad.status.code(), Some(64));
+    for part in ["--listen 0.0.0.0:1", "/not/there"] {
+        assert!(err(&bad).contains(part), "{part} is missing in {bad:?}");
+    }
+    let shown = tidegate(None, &["config", "print", &data, "--redis=redis://:secret@r"], "").await;
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.lines().any(|l| l.starts_with("--data-dir ") && l.ends_with("# flag")), "{shown}");
+    assert!(shown.contains("# default") && !shown.contains("secret"), "{shown}");
+}
+
+#[tokio::test]
 async fn health_answers_by_its_exit_code() {
     let gateway = Gateway::start(vec![
         Reply::json("200 OK", "ready"),
