@@ -22,6 +22,8 @@ mod drain;
 mod engine;
 mod file;
 mod files;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hub;
 mod jobs;
 mod json;

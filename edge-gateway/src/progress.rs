@@ -32,7 +32,7 @@ pub(crate) struct Resume {
     /// Where to begin on a first connect: a cursor, `earliest` (as when nothing is said) or `latest`.
     #[param(example = "17-q7x2ma")]
     #[serde(rename = "lastEventId", alias = "last_event_id")]
-    last_event_id: Option<String>,
+    pub(crate) last_event_id: Option<String>,
 }
 
 /// Follow a job
@@ -136,7 +136,7 @@ fn stream(body: Body) -> Response {
 }
 
 /// Where to begin: the header wins, because the query of an EventSource stays what it was on the first connect.
-fn position(headers: &HeaderMap, query: Option<&str>) -> Result<Position, Problem> {
+pub(crate) fn position(headers: &HeaderMap, query: Option<&str>) -> Result<Position, Problem> {
     Ok(named(last_event_id(headers, query)?)?)
 }
 
