@@ -10,8 +10,9 @@ Each server is started anew for each row, warmed up by 200 viewers who leave aga
 /proc/PID/smaps_rollup), and by how much that grew: the kernel's socket buffers are not in it, and are the same for both.
 
 idle      every viewer has had the answer's head, and nothing has happened since.
-stalled   then 1,000 events of 1,000 bytes happen, and nobody reads. Receive buffers are small, so that the kernel takes little of
-          it. Afterwards a hundred of the viewers read on, and must have missed nothing.
+stalled   then 250 events of 1,000 bytes happen, and nobody reads. Segments and receive buffers are small, as they are far from
+          the server, so that the kernel takes little of it. Afterwards a hundred of the viewers read on, and must have missed
+          nothing.
 
 Tidegate's figure is the gateway's; an engine and a worker run beside it, as they must.
 """
@@ -33,7 +34,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 BINARIES = pathlib.Path(os.environ.get("TIDEGATE_BIN_DIR", HERE / "../../target/release"))
 NGINX = "/usr/sbin/nginx"
 NCHAN = "/usr/lib/nginx/modules/ngx_nchan_module.so"
-EVENTS, BYTES = 1000, 1000
+EVENTS, BYTES = 250, 1000
 WARM_UP, SAMPLE = 200, 100
 DEADLINE = 120
 
@@ -82,6 +83,7 @@ def connect(server):
     """A viewer's socket, its answer's head read."""
     viewer = socket.socket()
     viewer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    viewer.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
     viewer.settimeout(DEADLINE)
     viewer.connect(("127.0.0.1", server.port))
     viewer.sendall(f"GET {server.path} HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n\r\n".encode())
