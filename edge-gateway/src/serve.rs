@@ -172,11 +172,17 @@ async fn serve(
             let Ok(Ok(http2)) = timeout(head, is_http2(&stream)).await else { return };
             talk(stream, http2, peer, router, head, drain).await;
         }
-        Some(tls) => match timeout(head, tls.accept(stream)).await {
-            Ok(Ok((stream, http2))) => talk(stream, http2, peer, router, head, drain).await,
-            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-            Err(_) => {}
-        },
+        // Apart, on the heap: a plain connection must not be as large as an encrypted one.
+        Some(tls) => {
+            let encrypted = async {
+                match timeout(head, tls.accept(stream)).await {
+                    Ok(Ok((stream, http2))) => talk(stream, http2, peer, router, head, drain).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                    Err(_) => {}
+                }
+            };
+            Box::pin(encrypted).await;
+        }
     }
 }
 
