@@ -298,6 +298,18 @@ DASHBOARDS = {
                 "ops",
             ),
             graph("Closed", "By reason.", [(rate(G + "streams_closed_total", "reason"), "{{reason}}")], "ops"),
+            graph(
+                "Refused",
+                "Requests by the problem that was told; unauthenticated: nobody knows the credential.",
+                [(rate(G + "problems_total", "problem"), "{{problem}}")],
+                "ops",
+            ),
+            graph(
+                "Limits reached",
+                "Requests, streams and connections refused, by limit.",
+                [(rate(G + "refused_total", "policy"), "{{policy}}")],
+                "ops",
+            ),
             graph("Time to open", "How long opening a stream takes.", quantiles(G + "open_seconds"), "s", 0.5, 1),
             graph("Lifetime", "How long streams lasted.", quantiles(G + "stream_seconds"), "s"),
             graph(

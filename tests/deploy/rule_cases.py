@@ -51,6 +51,10 @@ CASES: dict[str, list[tuple]] = {
         ("tidegate_gateway_streams_opened_total", {**GATEWAY, "outcome": "reset"}, counter(0, 2)),
         ("tidegate_gateway_streams_opened_total", {**GATEWAY, "outcome": "exact"}, counter(50, 50)),
     ],
+    "TidegateCredentialsRefused": [
+        ("tidegate_gateway_problems_total", {**GATEWAY, "problem": "unauthenticated"}, counter(0, 60)),
+        ("tidegate_gateway_problems_total", {**GATEWAY, "problem": "job-not-found"}, counter(60, 60)),
+    ],
     "TidegateSlowViewers": [("tidegate_gateway_slow_viewers_total", GATEWAY, counter(1, 600))],
     "TidegateJobsWait": histogram("tidegate_engine_queue_wait_seconds", {**ENGINE, "kind": "demo"}, "1", "300"),
     "TidegateWorkersFull": [
