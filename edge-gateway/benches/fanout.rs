@@ -261,6 +261,7 @@ fn viewers() {
                 let filled = kept + read;
                 let now = engine::now();
                 let text = &buffer[..filled];
+                assert!(greeted || text.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(text));
                 if !greeted && text.windows(16).any(|w| w == b"event: connected") {
                     greeted = true;
                     connected.fetch_add(1, Ordering::SeqCst);

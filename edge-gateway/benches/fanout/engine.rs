@@ -34,6 +34,23 @@ struct Script {
     last: Arc<AtomicU64>,
 }
 
+impl Script {
+    /// The job as it is now.
+    fn job(&self, job_id: String) -> Job {
+        let last = self.last.load(Ordering::SeqCst);
+        Job {
+            job_id,
+            tenant: "default".into(),
+            owner: "anonymous".into(),
+            state: JobState::Processing.into(),
+            last_seq: last,
+            first_seq: last + 1,
+            epoch: "bench".into(),
+            ..Job::default()
+        }
+    }
+}
+
 /// Nanoseconds since the epoch, the same in all processes.
 pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -83,17 +100,8 @@ impl JobService for Script {
         request: Request<WatchJobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
         let (sender, receiver) = mpsc::channel(1024);
-        let last = self.last.load(Ordering::SeqCst);
-        let job = Job {
-            job_id: request.into_inner().job_id,
-            tenant: "default".into(),
-            owner: "anonymous".into(),
-            state: JobState::Processing.into(),
-            last_seq: last,
-            first_seq: last + 1,
-            epoch: "bench".into(),
-            ..Job::default()
-        };
+        let job = self.job(request.into_inner().job_id);
+        let last = job.last_seq;
         let opened = WatchOpened {
             job: Some(job),
             outcome: CursorOutcome::Fresh.into(),
@@ -122,8 +130,9 @@ impl JobService for Script {
         Ok(Response::new(ReadEventsResponse { events, first_seq: 1, last_seq: last, epoch: "bench".into() }))
     }
 
-    async fn get_job(&self, _: Request<GetJobRequest>) -> Result<Response<GetJobResponse>, Status> {
-        Err(Status::unimplemented(""))
+    async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<GetJobResponse>, Status> {
+        let job = self.job(request.into_inner().job_id);
+        Ok(Response::new(GetJobResponse { job: Some(job) }))
     }
 
     async fn submit_job(&self, _: Request<SubmitJobRequest>) -> Result<Response<SubmitJobResponse>, Status> {
