@@ -24,13 +24,11 @@ mod registry;
 mod ring;
 mod tenure;
 mod upstream;
+mod user;
 mod viewer;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -58,6 +56,7 @@ use self::{
     crowd::Crowd,
     history::History,
     ring::{Ring, Take},
+    user::User,
 };
 use crate::{
     drain::Drain,
@@ -375,33 +374,6 @@ fn status_after(event: &Event) -> Option<JobState> {
         Kind::Failed(_) => Some(JobState::Failed),
         Kind::Cancelled(_) => Some(JobState::Cancelled),
         Kind::Progress(_) | Kind::Log(_) | Kind::Checkpoint(_) | Kind::Custom(_) => None,
-    }
-}
-
-/// One user of a hub; the hub may go when the last is dropped.
-#[derive(Debug)]
-struct User(Arc<Hub>);
-
-impl User {
-    fn new(hub: &Arc<Hub>) -> Self {
-        hub.users.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(hub))
-    }
-}
-
-impl Drop for User {
-    fn drop(&mut self) {
-        if self.0.users.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.deserted.notify_one();
-        }
-    }
-}
-
-impl std::ops::Deref for User {
-    type Target = Hub;
-
-    fn deref(&self) -> &Hub {
-        &self.0
     }
 }
 

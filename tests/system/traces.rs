@@ -134,6 +134,8 @@ async fn one_job_is_one_trace_from_the_request_to_the_worker_and_back() {
     })
     .await;
     assert_eq!(opened, ["follow", "GET /api/progress/{jobId}"]);
+    let commits = collector.0.lock().iter().filter(|span| span.name == "commit").count();
+    assert_eq!(commits, 3, "a job's events have spans of their own");
 }
 
 #[tokio::test(flavor = "multi_thread")]
