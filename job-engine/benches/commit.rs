@@ -32,7 +32,7 @@ use redis_server::RedisServer;
 
 const EVENT: usize = 120;
 const STATE: usize = 600;
-/// Events kept; each commit behind that trims one.
+/// Events kept; beyond that a sixteenth of them is dropped at once, as the engine does (`job/log_ring.rs`).
 const KEPT: u64 = 1000;
 
 /// What one figure came from.
@@ -226,7 +226,7 @@ async fn commit_loop(store: Arc<dyn Store>, caller: usize, indexed: bool, mut ca
     let stream = format!("0190a0b0-0000-7000-8000-{caller:012}");
     let (state, event) = (Bytes::from(vec![b's'; STATE]), Bytes::from(vec![b'x'; EVENT]));
     let mut expect = Expect::Absent { epoch: "q7x2ma".into(), fixed: Bytes::new() };
-    let mut seq = 0;
+    let (mut seq, mut first) = (0, 1);
     while calls.go_on() {
         let begun = Instant::now();
         let put = IndexChange::Put {
@@ -234,12 +234,16 @@ async fn commit_loop(store: Arc<dyn Store>, caller: usize, indexed: bool, mut ca
             member: stream.clone(),
             after: Duration::from_secs(30),
         };
+        let over = seq + 2 - first > KEPT;
+        if over {
+            first += KEPT / 16;
+        }
         let commit = Commit {
             stream: stream.clone(),
             expect,
             state: state.clone(),
             events: vec![event.clone()],
-            first_seq: u64::saturating_sub(seq + 2, KEPT),
+            first_seq: if over { first } else { 0 },
             index: Vec::from_iter(indexed.then_some(put)),
         };
         match store.commit(commit).await {

@@ -131,7 +131,7 @@ impl Owner {
         // Whatever else the worker has sent came too late. The session notices that the mailbox is closed.
         letters.close();
         while let Some(reports) = letters.recv().await {
-            self.answer(reports.iter().map(|report| ack(report, Err(Refusal::LeaseLost)))).await;
+            self.answer(reports.into_iter().map(|report| ack(report, Err(Refusal::LeaseLost)))).await;
         }
     }
 
@@ -198,7 +198,7 @@ impl Owner {
             self.confirm().await?;
         }
         let by_report = answers.iter().any(Result::is_ok);
-        self.answer(reports.iter().zip(answers).map(|(report, answer)| ack(report, answer))).await;
+        self.answer(reports.into_iter().zip(answers).map(|(report, answer)| ack(report, answer))).await;
         self.judge(by_report).await
     }
 
@@ -328,13 +328,9 @@ fn is_progress(report: &Report) -> bool {
 }
 
 /// The answer to a report.
-pub fn ack(report: &Report, answer: Result<Reported, Refusal>) -> ReportAck {
-    let mut ack = ReportAck {
-        job_id: report.job_id.clone(),
-        number: report.number,
-        lease_token: report.lease_token.clone(),
-        ..ReportAck::default()
-    };
+pub fn ack(report: Report, answer: Result<Reported, Refusal>) -> ReportAck {
+    let Report { job_id, lease_token, number, .. } = report;
+    let mut ack = ReportAck { job_id, lease_token, number, ..ReportAck::default() };
     let result = match answer {
         Ok(Reported::Stored(seq)) => {
             ack.seq = seq;

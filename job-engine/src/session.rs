@@ -399,7 +399,7 @@ impl Session {
                         bytes += size;
                         letter.push(std::mem::take(report));
                     }
-                    Err(refusal) => acks.push(ack(report, Err(refusal))),
+                    Err(refusal) => acks.push(ack(std::mem::take(report), Err(refusal))),
                 }
             }
             acks.extend(post(held, letter).await);
@@ -440,7 +440,7 @@ async fn post(held: Option<&Held>, letter: Vec<Report>) -> Vec<ReportAck> {
     let Some(held) = held.filter(|_| !letter.is_empty()) else { return Vec::new() };
     match held.mailbox.send(letter).await {
         Ok(()) => Vec::new(),
-        Err(unsent) => unsent.0.iter().map(|report| ack(report, Err(Refusal::LeaseLost))).collect(),
+        Err(unsent) => unsent.0.into_iter().map(|report| ack(report, Err(Refusal::LeaseLost))).collect(),
     }
 }
 
