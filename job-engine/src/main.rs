@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use job_engine::{config::Config, server};
-use tidegate_auth::Authenticator;
 use tidegate_telemetry::Output;
 
 /// The exit code for bad configuration (`EX_USAGE`).
@@ -48,18 +47,11 @@ async fn main() -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    match run(&cli.config, auth).await {
+    match server::run(&cli.config, auth).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
     }
-}
-
-async fn run(config: &Config, auth: Option<Authenticator>) -> anyhow::Result<()> {
-    let stop = server::stop_on_signal()?;
-    let bound = server::bind(config, auth).await?;
-    tracing::info!(grpc = %bound.grpc_addr()?, "listening");
-    bound.serve(stop).await
 }

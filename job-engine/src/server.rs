@@ -85,6 +85,14 @@ pub async fn bind(config: &Config, auth: Option<Authenticator>) -> anyhow::Resul
     Ok(Bound { grpc, admin, engine, auth })
 }
 
+/// Serves until SIGTERM or SIGINT, then drains.
+pub async fn run(config: &Config, auth: Option<Authenticator>) -> anyhow::Result<()> {
+    let stop = stop_on_signal()?;
+    let bound = bind(config, auth).await?;
+    tracing::info!(grpc = %bound.grpc_addr()?, "listening");
+    bound.serve(stop).await
+}
+
 /// A token that SIGTERM or SIGINT cancels.
 pub fn stop_on_signal() -> std::io::Result<CancellationToken> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
