@@ -44,9 +44,13 @@ fuzz_target!(|input: (u64, u32, Option<(i64, i32)>, Said<'_>)| {
     let name = name.strip_prefix("event: ").expect("a name");
     let data = data.strip_prefix("data: ").expect("data");
     assert!(!data.contains(['\r', '\n']) && !name.contains(['\r', '\n', '\0']), "{frame:?}");
-    let data: serde_json::Value = serde_json::from_str(data).expect("data is JSON");
+    // Judged by its grammar alone: 1e999 is JSON, although it is no f64.
+    serde_json::from_str::<&serde_json::value::RawValue>(data).expect("data is JSON");
     match said {
-        Said::Log(_, text, _) => assert!(data == *text || data["text"] == *text, "{frame:?}"),
+        Said::Log(_, text, _) => {
+            let data: serde_json::Value = serde_json::from_str(data).expect("a line of a log");
+            assert!(data == *text || data["text"] == *text, "{frame:?}");
+        }
         Said::Custom(own, _) => assert!(name == own || name == "custom", "{frame:?}"),
         _ => {}
     }
