@@ -5,11 +5,7 @@
 
 use std::{fmt, sync::Arc};
 
-use metrics::{
-    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge,
-    histogram,
-};
-use tidegate_telemetry::{LONG, QUICK, Recorder};
+use tidegate_telemetry::{Counter, Gauge, Histogram, LONG, QUICK, Recorder, counter, gauge, histogram};
 
 use crate::problems;
 
@@ -97,78 +93,93 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new() -> Self {
         let recorder = Arc::new(Recorder::new("gateway", env!("CARGO_PKG_VERSION"), BUCKETS));
-        recorder.clone().with(|| {
-            describe_histogram!(
+        recorder.clone().with(|| Self {
+            recorder,
+            lag: histogram(
                 "tidegate_gateway_delivery_lag_seconds",
-                "From an event's time to its being handed to the connection, by one viewer in 64 that are up to date."
-            );
-            describe_histogram!("tidegate_gateway_stream_seconds", "How long streams lasted.");
-            describe_histogram!("tidegate_gateway_open_seconds", "How long opening a stream took.");
-            describe_counter!(
+                "From an event's time to its being handed to the connection, by one \
+                 viewer in 64 that are up to date.",
+                &[],
+            ),
+            lifetime: histogram("tidegate_gateway_stream_seconds", "How long streams lasted.", &[]),
+            open: histogram("tidegate_gateway_open_seconds", "How long opening a stream took.", &[]),
+            upstreams_opened: counter(
                 "tidegate_gateway_upstreams_opened_total",
-                "Logs that began to be followed at the engine."
-            );
-            describe_counter!("tidegate_gateway_upstreams_shared_total", "Streams that joined a followed log.");
-            describe_counter!(
+                "Logs that began to be followed at the engine.",
+                &[],
+            ),
+            shared: counter(
+                "tidegate_gateway_upstreams_shared_total",
+                "Streams that joined a followed log.",
+                &[],
+            ),
+            slow: counter(
                 "tidegate_gateway_slow_viewers_total",
-                "Times at which a viewer had fallen behind the ring and read history."
-            );
-            describe_counter!("tidegate_gateway_problems_total", "Requests refused, by the problem that was told.");
-            describe_gauge!("tidegate_gateway_ring_bytes", "Bytes of events kept in rings, shared by viewers.");
-            describe_gauge!(
+                "Times at which a viewer had fallen behind the ring and read history.",
+                &[],
+            ),
+            ring_bytes: gauge(
+                "tidegate_gateway_ring_bytes",
+                "Bytes of events kept in rings, shared by viewers.",
+                &[],
+            ),
+            active: gauge(
                 "tidegate_gateway_streams",
-                "Open SSE streams; one that follows several jobs counts for each."
-            );
-            describe_counter!("tidegate_gateway_events_total", "Events handed to viewers.");
-            describe_counter!("tidegate_gateway_bytes_total", "Bytes of events handed to viewers.");
-            describe_gauge!("tidegate_gateway_upstreams", "Logs that are followed at the engine.");
-            describe_counter!(
+                "Open SSE streams; one that follows several jobs counts for each.",
+                &[],
+            ),
+            events: counter("tidegate_gateway_events_total", "Events handed to viewers.", &[]),
+            bytes: counter("tidegate_gateway_bytes_total", "Bytes of events handed to viewers.", &[]),
+            upstreams: gauge("tidegate_gateway_upstreams", "Logs that are followed at the engine.", &[]),
+            breaks: counter(
                 "tidegate_gateway_upstream_breaks_total",
-                "Upstreams that broke and were resumed."
-            );
-            describe_counter!(
+                "Upstreams that broke and were resumed.",
+                &[],
+            ),
+            history_reads: counter(
                 "tidegate_gateway_history_reads_total",
-                "Pages read for viewers behind the ring."
-            );
-            describe_counter!(
-                "tidegate_gateway_streams_opened_total",
-                "Streams by what became of their cursor."
-            );
-            describe_counter!("tidegate_gateway_streams_closed_total", "Streams by why they ended.");
-            describe_gauge!("tidegate_gateway_engines_known", "Addresses of engines.");
-            describe_gauge!("tidegate_gateway_engines_serving", "Engines that say that they serve.");
-            describe_counter!("tidegate_gateway_refused_total", "Refusals by the policy that was exceeded.");
-            describe_gauge!("tidegate_gateway_limit_keys", "Clients whose quota is not whole.");
-            describe_counter!(
+                "Pages read for viewers behind the ring.",
+                &[],
+            ),
+            engines_known: gauge("tidegate_gateway_engines_known", "Addresses of engines.", &[]),
+            engines_serving: gauge(
+                "tidegate_gateway_engines_serving",
+                "Engines that say that they serve.",
+                &[],
+            ),
+            opened: OUTCOMES.map(|o| {
+                counter(
+                    "tidegate_gateway_streams_opened_total",
+                    "Streams by what became of their cursor.",
+                    &[("outcome", o)],
+                )
+            }),
+            limit_keys: gauge("tidegate_gateway_limit_keys", "Clients whose quota is not whole.", &[]),
+            limit_outages: counter(
                 "tidegate_gateway_limit_redis_failures_total",
-                "Questions about limits that Redis did not answer."
-            );
-            Self {
-                recorder,
-                lag: histogram!("tidegate_gateway_delivery_lag_seconds"),
-                lifetime: histogram!("tidegate_gateway_stream_seconds"),
-                open: histogram!("tidegate_gateway_open_seconds"),
-                upstreams_opened: counter!("tidegate_gateway_upstreams_opened_total"),
-                shared: counter!("tidegate_gateway_upstreams_shared_total"),
-                slow: counter!("tidegate_gateway_slow_viewers_total"),
-                ring_bytes: gauge!("tidegate_gateway_ring_bytes"),
-                active: gauge!("tidegate_gateway_streams"),
-                events: counter!("tidegate_gateway_events_total"),
-                bytes: counter!("tidegate_gateway_bytes_total"),
-                upstreams: gauge!("tidegate_gateway_upstreams"),
-                breaks: counter!("tidegate_gateway_upstream_breaks_total"),
-                history_reads: counter!("tidegate_gateway_history_reads_total"),
-                engines_known: gauge!("tidegate_gateway_engines_known"),
-                engines_serving: gauge!("tidegate_gateway_engines_serving"),
-                opened: OUTCOMES.map(|o| counter!("tidegate_gateway_streams_opened_total", "outcome" => o)),
-                limit_keys: gauge!("tidegate_gateway_limit_keys"),
-                limit_outages: counter!("tidegate_gateway_limit_redis_failures_total"),
-                refused: POLICIES.map(|p| counter!("tidegate_gateway_refused_total", "policy" => p)),
-                problems: problems::slugs()
-                    .map(|slug| (slug, counter!("tidegate_gateway_problems_total", "problem" => slug)))
-                    .collect(),
-                closed: REASONS.map(|r| counter!("tidegate_gateway_streams_closed_total", "reason" => r)),
-            }
+                "Questions about limits that Redis did not answer.",
+                &[],
+            ),
+            refused: POLICIES.map(|p| {
+                counter(
+                    "tidegate_gateway_refused_total",
+                    "Refusals by the policy that was exceeded.",
+                    &[("policy", p)],
+                )
+            }),
+            problems: problems::slugs()
+                .map(|slug| {
+                    let says = "Requests refused, by the problem that was told.";
+                    (slug, counter("tidegate_gateway_problems_total", says, &[("problem", slug)]))
+                })
+                .collect(),
+            closed: REASONS.map(|r| {
+                counter(
+                    "tidegate_gateway_streams_closed_total",
+                    "Streams by why they ended.",
+                    &[("reason", r)],
+                )
+            }),
         })
     }
 

@@ -135,6 +135,11 @@ impl From<DurabilityLevel> for Durability {
 }
 
 impl LogConfig {
+    /// Whether the log is in Redis.
+    pub fn in_redis(&self) -> bool {
+        self.redis.is_some() || self.redis_file.is_some()
+    }
+
     /// Redis's URL, from wherever it was given.
     ///
     /// # Errors
@@ -165,8 +170,7 @@ impl Config {
         };
         let addresses = [("--grpc-listen", self.grpc_listen), ("--admin-listen", self.admin_listen)];
         let mut errors: Vec<String> = addresses.into_iter().filter_map(open).collect();
-        let in_redis = self.log.redis.is_some() || self.log.redis_file.is_some();
-        if !in_redis && self.log.acknowledge != AcknowledgeLevel::Memory {
+        if !self.log.in_redis() && self.log.acknowledge != AcknowledgeLevel::Memory {
             errors
                 .push("--acknowledge is for --redis; what the embedded log survives is --durability".into());
         }

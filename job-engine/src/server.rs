@@ -68,8 +68,7 @@ pub async fn bind(config: &Config, auth: Option<Authenticator>) -> anyhow::Resul
     };
     let grpc = listen(config.grpc_listen, "--grpc-listen").await?;
     let admin = listen(config.admin_listen, "--engine-admin-listen").await?;
-    let in_redis = config.log.redis.is_some() || config.log.redis_file.is_some();
-    let metrics = Arc::new(Metrics::new(if in_redis { "redis" } else { "embedded" }));
+    let metrics = Arc::new(Metrics::new(if config.log.in_redis() { "redis" } else { "embedded" }));
     let engine = Arc::new(Engine {
         store: Arc::new(Measured::new(open_log(&config.log).await?, metrics.clone())),
         rules: config.rules(),
@@ -247,15 +246,7 @@ async fn now(engine: &Engine) -> Now {
         [index::ALL_JOBS, index::LEASES, index::SCHEDULED, index::CANCELS].map(|i| Extent::Index(i.into()));
     let counted = tokio::time::timeout(Duration::from_secs(2), engine.store.count(extents.into())).await;
     let jobs = counted.ok().and_then(Result::ok).and_then(|counted| counted.try_into().ok());
-    let (load, generation) = (engine.registry.load(), engine.store.generation());
-    Now {
-        generation,
-        workers: load.workers,
-        slots: load.slots,
-        slots_used: load.used,
-        by_kind: load.by_kind,
-        jobs,
-    }
+    Now { load: engine.registry.load(), generation: engine.store.generation(), jobs }
 }
 
 /// Serves /metrics, /healthz (the process lives) and /readyz (it can do its work, or says why not).

@@ -4,12 +4,14 @@
 //! Invariant: what is exported names neither tokens nor cursors nor anything that a user wrote. What it does not do:
 //! decide what is worth telling, or serve anything but [the log level](loglevel::routes).
 
+mod handles;
 pub mod loglevel;
 mod output;
 mod recorder;
 pub mod trace;
 
 pub use self::{
+    handles::{Counter, Gauge, Histogram, NameAndValue, counter, gauge, histogram},
     output::{Format, Guard, Output, OutputError},
     recorder::{CONTENT_TYPE, LONG, QUICK, Recorder, SIZES},
 };

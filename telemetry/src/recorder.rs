@@ -6,10 +6,11 @@
 
 use std::fmt;
 
-use metrics::{Gauge, describe_gauge, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use metrics_process::Collector;
 use tokio::runtime::Handle;
+
+use crate::handles::{Gauge, gauge};
 
 /// Buckets for what should be quick, in seconds: from a quarter of a millisecond to ten seconds.
 pub const QUICK: &[f64] =
@@ -48,19 +49,18 @@ impl Recorder {
         let (process, tasks, queue) = metrics::with_local_recorder(&recorder, || {
             let process = Collector::default();
             process.describe();
-            describe_gauge!(
-                "tidegate_build_info",
-                "Always 1; the labels say which part and version this is."
-            );
-            describe_gauge!("tidegate_runtime_tasks", "Tasks alive in the asynchronous runtime.");
-            describe_gauge!("tidegate_runtime_queue", "Tasks that wait for a thread of the runtime.");
-            gauge!("tidegate_build_info", "part" => part, "version" => version).set(1.0);
-            (process, gauge!("tidegate_runtime_tasks"), gauge!("tidegate_runtime_queue"))
+            let labels = [("part", part), ("version", version)];
+            let build = "Always 1; the labels say which part and version this is.";
+            gauge("tidegate_build_info", build, &labels).set(1.0);
+            let tasks = gauge("tidegate_runtime_tasks", "Tasks alive in the asynchronous runtime.", &[]);
+            let queue = gauge("tidegate_runtime_queue", "Tasks that wait for a thread of the runtime.", &[]);
+            (process, tasks, queue)
         });
         Self { recorder, handle, process, tasks, queue }
     }
 
-    /// Makes metrics: within `make`, the macros of `metrics` mean this recorder.
+    /// Makes metrics: within `make`, [`counter`](crate::counter), [`gauge`](crate::gauge) and
+    /// [`histogram`](crate::histogram) mean this recorder.
     pub fn with<T>(&self, make: impl FnOnce() -> T) -> T {
         metrics::with_local_recorder(&self.recorder, make)
     }
@@ -92,13 +92,13 @@ impl fmt::Debug for Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use metrics::{counter, histogram};
+    use crate::{counter, histogram};
 
     #[test]
     fn two_recorders_of_one_process_share_no_figure() {
         let [a, b] = [(); 2].map(|()| Recorder::new("test", "1", &[("seconds", QUICK)]));
-        a.with(|| counter!("counted_total")).increment(3);
-        b.with(|| counter!("counted_total")).increment(5);
+        a.with(|| counter("counted_total", "Things.", &[])).increment(3);
+        b.with(|| counter("counted_total", "Things.", &[])).increment(5);
         assert!(a.render().contains("counted_total 3\n"), "{}", a.render());
         assert!(b.render().contains("counted_total 5\n"));
     }
@@ -106,12 +106,13 @@ mod tests {
     #[test]
     fn histograms_have_their_buckets_and_processes_their_usual_names() {
         let recorder = Recorder::new("test", "1", &[("seconds", QUICK)]);
-        recorder.with(|| histogram!("seconds")).record(0.3);
+        recorder.with(|| histogram("seconds", "How long it took.", &[("of", "a \"call\"")])).record(0.3);
         recorder.upkeep();
         let text = recorder.render();
         for line in [
-            "seconds_bucket{le=\"0.25\"} 0",
-            "seconds_bucket{le=\"0.5\"} 1",
+            "# HELP seconds How long it took.",
+            r#"seconds_bucket{of="a \"call\"",le="0.25"} 0"#,
+            r#"seconds_bucket{of="a \"call\"",le="0.5"} 1"#,
             "process_resident_memory_bytes ",
             "tidegate_build_info{part=\"test\",version=\"1\"} 1",
         ] {

@@ -11,9 +11,9 @@ use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
-use metrics::Counter;
 use parking_lot::Mutex;
 use tidegate_proto::v1::{GetJobRequest, Job, ReadEventsRequest};
+use tidegate_telemetry::Counter;
 use tonic::Code;
 
 use super::ring::{self, Burst};
