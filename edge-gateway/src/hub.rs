@@ -47,7 +47,7 @@ use tokio::{
 pub(crate) use self::{
     attach::Position,
     bundle::{BETWEEN, Bundle, MAX_JOBS, positions},
-    registry::{Attached, Registry},
+    registry::Registry,
     tenure::{Listed, StreamId, Tenures},
     viewer::jittered_retry,
 };

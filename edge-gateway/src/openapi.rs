@@ -15,6 +15,9 @@ use utoipa::{
 
 use crate::{console, problem, sse};
 
+/// The schemas of the document, by name.
+pub(crate) type Schemas = Vec<(String, RefOr<Schema>)>;
+
 /// What an operation may be refused with.
 pub(crate) struct Problems;
 
@@ -92,7 +95,8 @@ fn document(api: OpenApi) -> Value {
     document
 }
 
-fn describe<T: ToSchema>(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+/// Adds the schema of a type, and those that it refers to.
+pub(crate) fn describe<T: ToSchema>(schemas: &mut Schemas) {
     schemas.push((T::name().into_owned(), T::schema()));
     T::schemas(schemas);
 }

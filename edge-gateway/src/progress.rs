@@ -2,23 +2,26 @@
 
 pub(crate) mod bundle;
 
+use std::convert::Infallible;
+
 use axum::{
     body::Body,
     extract::{Path, Query, State},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use serde::Deserialize;
 use tidegate_proto::cursor::CursorError;
 use utoipa::IntoParams;
 
 use crate::{
-    caller::{May, Reader},
+    caller::{Caller, May, Reader},
     client::Client,
-    hub::{Attached, Position, StreamId},
+    hub::{Position, StreamId},
     jobs::{self, JobId},
     json::JobView,
-    limits::Who,
+    limits::{StreamPermit, Who},
     openapi::ProblemsOfJob,
     problem::Problem,
     routes::App,
@@ -80,18 +83,35 @@ pub(crate) async fn follow(
         jobs::get(&app, &caller, &job_id).await?;
         return Ok(stream(Body::empty()));
     }
-    let attached = async {
-        let (permit, standing) = app.limiter.open_stream(Who { ip: client.0, caller: Some(&caller) }).await?;
-        let (job_id, stream) = (job_id.as_str(), StreamId::random());
-        Ok((app.registry.attach(&caller, job_id, &position, stream, Some(permit)).await?, standing))
+    let attach = async |permit| {
+        app.registry.attach(&caller, job_id.as_str(), &position, StreamId::random(), Some(permit)).await
     };
-    match attached.await {
-        Ok((Attached::Stream(viewer), standing)) => {
-            let mut response = stream(Body::new(viewer));
+    open(&app, client, &caller, accept, attach).await
+}
+
+/// Takes a slot for a stream, and answers with the body that `attach` gives it; 204 if there is none, because the end
+/// of all has been seen.
+async fn open<B>(
+    app: &App,
+    client: Client,
+    caller: &Caller,
+    accept: Accept,
+    attach: impl AsyncFnOnce(StreamPermit) -> Result<Option<B>, Problem>,
+) -> Result<Response, Problem>
+where
+    B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
+    let opened = async {
+        let (permit, standing) = app.limiter.open_stream(Who { ip: client.0, caller: Some(caller) }).await?;
+        Ok((attach(permit).await?, standing))
+    };
+    match opened.await {
+        Ok((Some(body), standing)) => {
+            let mut response = stream(Body::new(body));
             response.extensions_mut().insert(standing);
             Ok(response)
         }
-        Ok((Attached::Finished, _)) => Ok(StatusCode::NO_CONTENT.into_response()),
+        Ok((None, _)) => Ok(StatusCode::NO_CONTENT.into_response()),
         Err(problem) => passing(&problem, accept).ok_or(problem),
     }
 }
@@ -137,7 +157,7 @@ fn stream(body: Body) -> Response {
 
 /// Where to begin: the header wins, because the query of an EventSource stays what it was on the first connect.
 pub(crate) fn position(headers: &HeaderMap, query: Option<&str>) -> Result<Position, Problem> {
-    Ok(named(last_event_id(headers, query)?)?)
+    Ok(last_event_id(headers, query)?.parse()?)
 }
 
 /// The position as it was given; empty if it was not.
@@ -147,15 +167,6 @@ fn last_event_id<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> Result<&
         None => "",
     };
     Ok(if header.is_empty() { query.unwrap_or_default() } else { header })
-}
-
-/// The position that a text names; the beginning if it is empty.
-pub(crate) fn named(text: &str) -> Result<Position, CursorError> {
-    match text {
-        "" | "earliest" => Ok(Position::Earliest),
-        "latest" => Ok(Position::Latest),
-        cursor => Ok(Position::After(cursor.parse()?)),
-    }
 }
 
 /// What a client can read.

@@ -3,7 +3,9 @@
 //! Given the position a client asks for and what is known of the log, exactly one [`Plan`] follows. Nothing is
 //! reinterpreted: a position of another log, or beyond the head, starts over and says so.
 
-use tidegate_proto::cursor::Cursor;
+use std::str::FromStr;
+
+use tidegate_proto::cursor::{Cursor, CursorError};
 
 /// The position a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +16,19 @@ pub(crate) enum Position {
     Latest,
     /// After the event it saw last.
     After(Cursor),
+}
+
+impl FromStr for Position {
+    type Err = CursorError;
+
+    /// Reads a cursor, `earliest` or `latest`; nothing at all means `earliest`.
+    fn from_str(text: &str) -> Result<Self, CursorError> {
+        match text {
+            "" | "earliest" => Ok(Self::Earliest),
+            "latest" => Ok(Self::Latest),
+            cursor => cursor.parse().map(Self::After),
+        }
+    }
 }
 
 /// What is known of a log.

@@ -18,7 +18,10 @@ use futures_util::future::join_all;
 use http_body::{Body, Frame};
 use tidegate_proto::cursor::{Cursor, CursorError};
 
-use super::{Attached, Position, Registry, StreamId, viewer::Viewer};
+use super::{
+    Position, Registry, StreamId,
+    viewer::{Viewer, counted},
+};
 use crate::{
     caller::Caller,
     limits::StreamPermit,
@@ -62,19 +65,16 @@ struct Member {
 
 /// Reads the positions of `count` logs, as an id of a bundle names them.
 pub(crate) fn positions(text: &str, count: usize) -> Result<Vec<Position>, CursorError> {
-    match text {
-        "" | "earliest" => Ok(vec![Position::Earliest; count]),
-        "latest" => Ok(vec![Position::Latest; count]),
-        _ => {
-            // There was no log at an empty place: should there be one now, nothing of it was seen.
-            let position = |text: &str| match text {
-                "" => Ok(Position::Earliest),
-                cursor => cursor.parse().map(Position::After),
-            };
-            let positions: Vec<_> = text.split(BETWEEN).map(position).collect::<Result<_, _>>()?;
-            if positions.len() == count { Ok(positions) } else { Err(CursorError::Malformed) }
-        }
+    if let Ok(all @ (Position::Earliest | Position::Latest)) = text.parse() {
+        return Ok(vec![all; count]);
     }
+    // Words are for all logs together. There was no log at an empty place: should there be one now, nothing of it was seen.
+    let position = |text: &str| match text {
+        "" => Ok(Position::Earliest),
+        cursor => cursor.parse().map(Position::After),
+    };
+    let positions: Vec<_> = text.split(BETWEEN).map(position).collect::<Result<_, _>>()?;
+    if positions.len() == count { Ok(positions) } else { Err(CursorError::Malformed) }
 }
 
 impl Bundle {
@@ -101,12 +101,12 @@ impl Bundle {
         for ((job, position), attached) in jobs.iter().zip(positions).zip(attached) {
             let (mut seen, mut viewer, mut frames) = (None, None, Bytes::new());
             match attached {
-                Ok(Attached::Stream(stream)) => {
+                Ok(Some(stream)) => {
                     followed = true;
                     seen = stream.position();
                     viewer = Some(stream);
                 }
-                Ok(Attached::Finished) => {
+                Ok(None) => {
                     finished = true;
                     if let Position::After(cursor) = position {
                         seen = Some(cursor.clone());
@@ -229,12 +229,7 @@ impl Body for Bundle {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
-        this.poll_next(cx).map(|next| {
-            next.map(|bytes| {
-                this.metrics.bytes.increment(bytes.len() as u64);
-                Ok(Frame::data(bytes))
-            })
-        })
+        counted(this.poll_next(cx), &this.metrics)
     }
 }
 

@@ -56,15 +56,6 @@ struct Hubs {
     living: Vec<Weak<Hub>>,
 }
 
-/// The answer to a viewer.
-#[allow(clippy::large_enum_variant, reason = "taken apart at once, and the small one is rare")]
-pub(crate) enum Attached {
-    /// Its stream.
-    Stream(Viewer),
-    /// It has seen the job's last event.
-    Finished,
-}
-
 impl Registry {
     pub(crate) fn new(
         engine: Engine,
@@ -85,7 +76,7 @@ impl Registry {
     }
 
     /// Attaches a viewer to the log of `job_id` at `position`, as part of `stream`; `permit` is its slot, unless the connection
-    /// has one for several.
+    /// has one for several. Nothing if it has seen the job's last event.
     pub(crate) async fn attach(
         &self,
         caller: &Caller,
@@ -93,7 +84,7 @@ impl Registry {
         position: &Position,
         stream: StreamId,
         permit: Option<StreamPermit>,
-    ) -> Result<Attached, Problem> {
+    ) -> Result<Option<Viewer>, Problem> {
         if self.0.drain.begun() {
             return Err(Problem::Draining);
         }
@@ -122,7 +113,7 @@ impl Registry {
         let outcome = match plan {
             Plan::Finished => {
                 self.0.metrics.opened("finished");
-                return Ok(Attached::Finished);
+                return Ok(None);
             }
             Plan::Fresh { .. } | Plan::Ahead { .. } => "fresh",
             Plan::Exact { .. } => "exact",
@@ -146,7 +137,7 @@ impl Registry {
             return Err(Problem::Draining); // the drain may have counted the crowd before this slot was taken
         }
         self.0.metrics.open.record(began.elapsed());
-        Ok(Attached::Stream(Viewer::new(hub, Some(tenure), slot, place, greeting.freeze(), permit)))
+        Ok(Some(Viewer::new(hub, tenure, slot, place, greeting.freeze(), permit)))
     }
 
     /// The gap frame of a viewer that cannot read on where it stopped.

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use tidegate_proto::v1::{Completed, Log};
 
 use super::{viewer::Viewer, *};
-use crate::{engine::Engine, limits::StreamPermit};
+use crate::{caller::Caller, engine::Engine, limits::StreamPermit};
 
 /// A browser: polls its viewer only when woken, as hyper does.
 struct Browser {
@@ -38,7 +38,9 @@ impl Browser {
         let user = User::new(hub);
         let slot = hub.crowd.join();
         let place = Place { cursor: after, generation: 0, beats: 0, seen: Place::UNSEEN, newest: None };
-        let viewer = Viewer::new(user, None, slot, place, Bytes::new(), Some(StreamPermit::alone()));
+        let tenures = Tenures::new(None, None);
+        let tenure = tenures.enter(&Caller::anonymous(), &slot, StreamId::random(), &hub.job_id).unwrap();
+        let viewer = Viewer::new(user, tenure, slot, place, Bytes::new(), Some(StreamPermit::alone()));
         let woken = Arc::new(Flag(AtomicBool::new(true)));
         Self { viewer, woken, after, seen: String::new(), ended: false }
     }

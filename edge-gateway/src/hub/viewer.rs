@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     limits::StreamPermit,
+    metrics::Metrics,
     sse::{self, Goodbye},
 };
 use bytes::Bytes;
@@ -32,7 +33,7 @@ use tidegate_proto::cursor::Cursor;
 pub(crate) struct Viewer {
     hub: User,
     /// How long it may stay. Before the slot, which must not be another's while the book still knows it.
-    tenure: Option<Tenure>,
+    tenure: Tenure,
     slot: Slot,
     place: Place,
     /// What is sent before anything else: `connected`, and perhaps a `gap`.
@@ -51,7 +52,7 @@ impl Viewer {
     /// A viewer after `place`; `permit` is its share of the stream cap.
     pub(super) fn new(
         hub: User,
-        tenure: Option<Tenure>,
+        tenure: Tenure,
         slot: Slot,
         place: Place,
         greeting: Bytes,
@@ -81,7 +82,7 @@ impl Viewer {
             return Poll::Ready(None);
         }
         loop {
-            if let Some(reason) = self.tenure.as_ref().and_then(Tenure::ended) {
+            if let Some(reason) = self.tenure.ended() {
                 return self.leave(reason);
             }
             if self.hub.drain.begun() && self.slot.leaving() {
@@ -177,10 +178,7 @@ impl Viewer {
     /// The last frame: why the stream ends.
     fn leave(&mut self, reason: Goodbye) -> Poll<Option<Bytes>> {
         self.closed = Some(reason.label());
-        let rest = self
-            .tenure
-            .as_ref()
-            .map_or(0, |tenure| if reason == Goodbye::Expired { tenure.rest() } else { 0 });
+        let rest = if reason == Goodbye::Expired { self.tenure.rest() } else { 0 };
         Poll::Ready(Some(sse::goodbye(reason, jittered_retry() + rest)))
     }
 }
@@ -188,6 +186,19 @@ impl Viewer {
 /// Between one and five seconds, so that viewers do not come back as one wave.
 pub(crate) fn jittered_retry() -> u32 {
     rand::random_range(1000..=5000)
+}
+
+/// What a connection is handed: its bytes are counted here.
+pub(super) fn counted(
+    next: Poll<Option<Bytes>>,
+    metrics: &Metrics,
+) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    next.map(|next| {
+        next.map(|bytes| {
+            metrics.bytes.increment(bytes.len() as u64);
+            Ok(Frame::data(bytes))
+        })
+    })
 }
 
 impl Place {
@@ -204,12 +215,7 @@ impl Body for Viewer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
-        this.poll_next(cx).map(|next| {
-            next.map(|bytes| {
-                this.hub.metrics.bytes.increment(bytes.len() as u64);
-                Ok(Frame::data(bytes))
-            })
-        })
+        counted(this.poll_next(cx), &this.hub.metrics)
     }
 }
 

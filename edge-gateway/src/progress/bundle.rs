@@ -3,9 +3,9 @@
 use axum::{
     body::Body,
     extract::{Query, State, rejection::QueryRejection},
-    response::{IntoResponse, Response},
+    response::Response,
 };
-use http::{HeaderMap, Method, StatusCode, Uri};
+use http::{HeaderMap, Method, Uri};
 use utoipa::{
     IntoParams,
     openapi::{
@@ -14,13 +14,12 @@ use utoipa::{
     },
 };
 
-use super::{Accept, last_event_id, passing, stream};
+use super::{Accept, last_event_id, open, stream};
 use crate::{
     caller::{May, Reader},
     client::Client,
     hub::{Bundle, MAX_JOBS, positions},
     jobs::JobId,
-    limits::Who,
     openapi::Problems,
     problem::{self, Problem},
     routes::App,
@@ -62,19 +61,8 @@ pub(crate) async fn follow(
         return Ok(stream(Body::empty()));
     }
     let jobs: Vec<&str> = jobs.iter().map(JobId::as_str).collect();
-    let opened = async {
-        let (permit, standing) = app.limiter.open_stream(Who { ip: client.0, caller: Some(&caller) }).await?;
-        Ok((Bundle::open(&app.registry, &caller, &jobs, &positions, permit).await?, standing))
-    };
-    match opened.await {
-        Ok((Some(bundle), standing)) => {
-            let mut response = stream(Body::new(bundle));
-            response.extensions_mut().insert(standing);
-            Ok(response)
-        }
-        Ok((None, _)) => Ok(StatusCode::NO_CONTENT.into_response()),
-        Err(problem) => passing(&problem, accept).ok_or(problem),
-    }
+    let attach = async |permit| Bundle::open(&app.registry, &caller, &jobs, &positions, permit).await;
+    open(&app, client, &caller, accept, attach).await
 }
 
 /// What the query says, as the API document has it.

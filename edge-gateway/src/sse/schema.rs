@@ -13,10 +13,10 @@ use super::{
     CancelledData, CompleteData, ConnectedData, FailedData, GapData, GoodbyeData, LogData, ProgressData,
     StateData,
 };
-use crate::json::CheckpointView;
-
-/// The schemas of the document, by name.
-type Schemas = Vec<(String, RefOr<Schema>)>;
+use crate::{
+    json::CheckpointView,
+    openapi::{self, Schemas},
+};
 
 /// One event of a stream: its fields as an `EventSource` sees them.
 pub(crate) struct ServerEvent;
@@ -48,8 +48,7 @@ fn custom() -> String {
 
 /// A reference to the type's schema, which goes into the document.
 fn of<T: ToSchema>(schemas: &mut Schemas) -> RefOr<Schema> {
-    schemas.push((T::name().into_owned(), T::schema()));
-    T::schemas(schemas);
+    openapi::describe::<T>(schemas);
     Ref::from_schema_name(T::name()).into()
 }
 
