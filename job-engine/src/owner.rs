@@ -7,19 +7,20 @@
 //! Invariant: a report is answered only after its commit, and after that survives what the engine is set up to survive.
 //! While the store is away reports wait, unanswered. When the store has lost events of the job, the owner's memory of it
 //! goes on ([`Draft::after_loss`]), under a fresh epoch, unless somebody else has been given the job meanwhile.
-//! Progress is merged here: reports closer together than the interval become one event, the last value always
-//! before whatever follows it.
+//! Which progress reports become one event is said in [`merge`].
+
+mod merge;
 
 use std::{sync::Arc, time::Duration};
 
 use tidegate_proto::v1::{
-    CancelOrder, LeaseLost, Report, ReportAck, ReportAcks, ReportResult, WorkResponse, report::Body,
-    work_response::Message,
+    CancelOrder, LeaseLost, Report, ReportAck, ReportAcks, ReportResult, WorkResponse, work_response::Message,
 };
 use tidegate_telemetry::trace;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::sync::mpsc;
 use tracing::{Instrument as _, Span};
 
+use self::merge::Merge;
 use crate::{
     engine::{Engine, new_epoch},
     follow::Follow,
@@ -27,6 +28,7 @@ use crate::{
         JobRecord,
         machine::{Draft, Refusal, Reported},
     },
+    metrics::Metrics,
     registry::Slot,
     session::Assigned,
     store::{CommitOutcome, Head, Snapshot, StoreError},
@@ -34,7 +36,7 @@ use crate::{
 
 /// A commit takes no more letters when it has this many reports.
 const BATCH: usize = 128;
-/// How many letters may wait for their owner, and how many progress reports may wait to be merged.
+/// How many letters may wait for their owner.
 const MAILBOX: usize = 64;
 
 /// A leased job in the hands of this engine.
@@ -53,10 +55,7 @@ pub struct Owner {
     /// Frees the worker's slot with the owner.
     _slot: Slot,
     told_cancel: bool,
-    /// Progress reports that wait to be merged with what follows them.
-    held: Vec<Report>,
-    /// When progress may be committed again.
-    progress_at: Instant,
+    merge: Merge,
 }
 
 /// How reports reach an owner: those that came together, in their order, at least one.
@@ -86,6 +85,7 @@ impl Owner {
         let token = record.lease.as_ref().map(|l| l.token.clone()).unwrap_or_default();
         let owner = Owner {
             generation: engine.store.generation(),
+            merge: Merge::new(engine.progress_interval),
             engine,
             input,
             head,
@@ -96,8 +96,6 @@ impl Owner {
             // Whoever attaches an owner tells the worker of a cancellation that is already known.
             told_cancel: record.job.cancel_requested.is_some(),
             record,
-            held: Vec::new(),
-            progress_at: Instant::now(),
         };
         owner.engine.tasks.clone().spawn(owner.run(letters));
         mailbox
@@ -117,7 +115,7 @@ impl Owner {
                     None => self.take(Vec::new(), true).await.and(Err(End::SessionGone)),
                 },
                 () = self.follow.changed(after) => self.look().await,
-                () = tokio::time::sleep_until(self.progress_at), if !self.held.is_empty() => self.take(Vec::new(), true).await,
+                () = self.merge.due() => self.take(Vec::new(), true).await,
             };
             if let Err(end) = turn {
                 break end;
@@ -131,49 +129,31 @@ impl Owner {
         // Whatever else the worker has sent came too late. The session notices that the mailbox is closed.
         letters.close();
         while let Some(reports) = letters.recv().await {
-            self.answer(reports.into_iter().map(|report| ack(report, Err(Refusal::LeaseLost)))).await;
+            self.answer(reports.into_iter().map(|report| (report, Err(Refusal::LeaseLost)))).await;
         }
     }
 
     /// Takes reports in; `flush` also takes the progress that would rather wait.
     async fn take(&mut self, batch: Vec<Report>, flush: bool) -> Result<(), End> {
-        let mut reports = std::mem::take(&mut self.held);
-        reports.extend(batch);
-        let interval = self.engine.progress_interval;
-        if !interval.is_zero() && !flush && Instant::now() < self.progress_at && reports.len() < MAILBOX {
-            let merge = reports.iter().rev().take_while(|r| is_progress(r)).count();
-            self.held = reports.split_off(reports.len() - merge);
-        }
-        if reports.is_empty() {
-            return Ok(());
-        }
-        if reports.last().is_some_and(is_progress) {
-            self.progress_at = Instant::now() + interval;
-        }
-        self.settle(reports).await
+        let reports = self.merge.take(batch, flush);
+        if reports.is_empty() { Ok(()) } else { self.settle(reports).await }
     }
 
     /// Commits reports and answers them.
     async fn settle(&mut self, reports: Vec<Report>) -> Result<(), End> {
         let engine = self.engine.clone();
-        let merging = !engine.progress_interval.is_zero();
         let jitter = rand::random_range(0.5..=1.0);
         let answers = loop {
             let mut draft =
                 Draft::of(self.record.clone(), self.head.clone(), &engine.rules, engine.store.now_ms());
             let mut answers: Vec<Result<Reported, Refusal>> = Vec::with_capacity(reports.len());
-            let mut merged = 0;
-            for (i, report) in reports.iter().enumerate() {
-                if merging && is_progress(report) && reports.get(i + 1).is_some_and(is_progress) {
-                    merged += 1;
-                    continue;
-                }
+            for run in self.merge.runs(&reports) {
+                let report = &run[run.len() - 1];
                 let answer = match &report.body {
                     Some(body) => draft.report(&report.lease_token, report.number, body, jitter),
                     None => Err(Refusal::Rejected("a report needs a body".into())),
                 };
-                answers.extend(std::iter::repeat_n(answer, merged + 1));
-                merged = 0;
+                answers.extend(std::iter::repeat_n(answer, run.len()));
             }
             if draft.is_empty() {
                 break answers;
@@ -198,7 +178,7 @@ impl Owner {
             self.confirm().await?;
         }
         let by_report = answers.iter().any(Result::is_ok);
-        self.answer(reports.into_iter().zip(answers).map(|(report, answer)| ack(report, answer))).await;
+        self.answer(reports.into_iter().zip(answers)).await;
         self.judge(by_report).await
     }
 
@@ -312,8 +292,8 @@ impl Owner {
         }
     }
 
-    async fn answer(&self, acks: impl Iterator<Item = ReportAck>) {
-        let acks = acks.inspect(|ack| self.engine.metrics.reported(ack.result())).collect();
+    async fn answer(&self, answers: impl Iterator<Item = (Report, Result<Reported, Refusal>)>) {
+        let acks = answers.map(|(report, answer)| ack(&self.engine.metrics, report, answer)).collect();
         self.say(Message::Acks(ReportAcks { acks })).await;
     }
 
@@ -323,12 +303,8 @@ impl Owner {
     }
 }
 
-fn is_progress(report: &Report) -> bool {
-    matches!(report.body, Some(Body::Progress(_)))
-}
-
-/// The answer to a report.
-pub fn ack(report: Report, answer: Result<Reported, Refusal>) -> ReportAck {
+/// The answer to a report, counted.
+pub fn ack(metrics: &Metrics, report: Report, answer: Result<Reported, Refusal>) -> ReportAck {
     let Report { job_id, lease_token, number, .. } = report;
     let mut ack = ReportAck { job_id, lease_token, number, ..ReportAck::default() };
     let result = match answer {
@@ -347,5 +323,6 @@ pub fn ack(report: Report, answer: Result<Reported, Refusal>) -> ReportAck {
         }
     };
     ack.set_result(result);
+    metrics.reported(result);
     ack
 }

@@ -4,6 +4,7 @@
 //! of life. When the stream breaks, owners end but leases do not: the worker has until they expire to come back, to
 //! this engine or another, with its tokens.
 
+mod hello;
 mod outbound;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -11,8 +12,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tidegate_proto::{
     limits,
     v1::{
-        Assignment, Drain, HeldLease, Hello, LeaseLost, Pong, Report, ReportAck, ReportAcks, ResumedLease,
-        Welcome, WorkRequest, WorkResponse, WorkerKind, work_request, work_response::Message,
+        Assignment, Drain, Pong, Report, ReportAck, ReportAcks, Welcome, WorkRequest, WorkResponse,
+        work_request, work_response::Message,
     },
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -20,19 +21,19 @@ use tokio_stream::{Stream, StreamExt as _};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
+use self::outbound::Outbound;
 use crate::{
     dispatch,
-    engine::{Engine, check_job_id},
+    engine::Engine,
     error::EngineError,
     follow::Follow,
     intake,
     job::{JobRecord, index, machine, machine::Refusal},
-    kinds,
+    metrics::Metrics,
     owner::{Mailbox, Owner, ack},
     registry::{Membership, Slot},
-    store::{Head, Snapshot},
+    store::Head,
 };
-use outbound::Outbound;
 
 /// How many messages may wait for a worker that does not read.
 const OUTBOX: usize = 256;
@@ -43,10 +44,6 @@ const BATCH: usize = 256;
 /// What an owner is given at once is one report, or several of at most so many bytes together: so what waits for it is
 /// bounded by the number of its letters.
 const LETTER_BYTES: usize = 64 * 1024;
-/// The largest capacity a worker may claim.
-const MAX_CAPACITY: u32 = 10_000;
-/// How many leases of a returning worker are looked at together.
-const ADOPT: usize = 64;
 /// The longest job id or lease token that was ever given out is shorter, in bytes.
 const MAX_TOKEN: usize = 64;
 /// How long the last answers of a session that ended may take to be read.
@@ -87,7 +84,7 @@ where
         Ok(Some(Err(status))) => return Err(status),
         _ => return Err(Status::invalid_argument("the first message must be a Hello, within 10 seconds")),
     };
-    check(&hello)?;
+    hello::check(&hello)?;
     for kind in &hello.kinds {
         engine.kinds.offer(&*engine.store, kind).await.map_err(EngineError::from)?;
     }
@@ -114,30 +111,6 @@ where
 
 fn say(message: Message) -> WorkResponse {
     WorkResponse { message: Some(message) }
-}
-
-fn check(hello: &Hello) -> Result<(), Status> {
-    if hello.kinds.is_empty()
-        || hello.kinds.len() > 100
-        || !hello.kinds.iter().all(|k| limits::is_name(&k.kind))
-    {
-        return Err(Status::invalid_argument(
-            "a worker offers 1 to 100 kinds, each named [a-z][a-z0-9._-]{0,63}",
-        ));
-    }
-    let size = |k: &WorkerKind| k.description.len() + k.input_schema_json.len() + k.example_json.len();
-    if hello.kinds.iter().any(|kind| size(kind) > kinds::MAX_OFFER) {
-        return Err(Status::invalid_argument(
-            "a kind's description, schema and example have at most 16 KiB together",
-        ));
-    }
-    if !(1..=MAX_CAPACITY).contains(&hello.capacity) {
-        return Err(Status::invalid_argument(format!("capacity must be 1 to {MAX_CAPACITY}")));
-    }
-    if hello.leases.len() > MAX_CAPACITY as usize {
-        return Err(Status::invalid_argument("too many leases"));
-    }
-    Ok(())
 }
 
 impl Session {
@@ -181,66 +154,6 @@ impl Session {
             // Bounded: a worker that does not read does not keep anything of this session alive.
             let _ = tokio::time::timeout(LAST_WORDS, answers.send(Err(status))).await;
         }
-    }
-
-    async fn welcome(&mut self, leases: Vec<HeldLease>) -> Result<Welcome, Status> {
-        let (mut resumed, mut lost) = (Vec::new(), Vec::new());
-        for leases in leases.chunks(ADOPT) {
-            // Followed before they are loaded, so that nothing that happens since goes unheard.
-            let follows: Vec<_> = leases.iter().map(|l| self.engine.followers.follow(&l.job_id)).collect();
-            let streams = leases.iter().map(|l| l.job_id.clone()).collect();
-            let snapshots = self.engine.store.load(streams).await.map_err(EngineError::from)?;
-            for ((held, follow), snapshot) in leases.iter().zip(follows).zip(snapshots) {
-                match self.adopt(held, follow, snapshot) {
-                    Ok(lease) => resumed.push(lease),
-                    Err(error) => lost.push(LeaseLost {
-                        job_id: held.job_id.clone(),
-                        lease_token: held.lease_token.clone(),
-                        reason: error.to_string(),
-                    }),
-                }
-            }
-            // Only when it is time: those taken up first must not expire while the rest is looked at.
-            self.renew(false);
-        }
-        self.renew(true);
-        let rules = &self.engine.rules;
-        let duration = |d: Duration| prost_types::Duration::try_from(d).ok();
-        let bytes = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Ok(Welcome {
-            resumed,
-            lost,
-            lease: duration(rules.lease),
-            ping_interval: duration(rules.lease / 3),
-            max_checkpoint_bytes: bytes(rules.max_checkpoint),
-            max_custom_bytes: bytes(rules.max_custom),
-            max_result_bytes: bytes(rules.max_result),
-            max_batched_reports: bytes(BATCH),
-        })
-    }
-
-    /// Takes up a lease that the worker still holds.
-    fn adopt(
-        &mut self,
-        held: &HeldLease,
-        follow: Follow,
-        snapshot: Option<Snapshot>,
-    ) -> Result<ResumedLease, EngineError> {
-        check_job_id(&held.job_id)?;
-        let snapshot = snapshot.ok_or(EngineError::NotFound)?;
-        let record = JobRecord::decode_snapshot(&snapshot)?;
-        let lease = record.lease.as_ref().filter(|l| l.token == held.lease_token && !l.ended);
-        let lease = lease.ok_or(EngineError::LeaseLost)?;
-        let resumed = ResumedLease {
-            job_id: held.job_id.clone(),
-            last_report: lease.last_report,
-            cancel_requested: record.job.cancel_requested.clone(),
-        };
-        if !self.jobs.contains_key(&held.job_id) {
-            let slot = self.engine.registry.slot(&self.membership.member);
-            self.own((record, snapshot.head, slot, follow));
-        }
-        Ok(resumed)
     }
 
     fn own(&mut self, assigned: Assigned) {
@@ -334,6 +247,7 @@ impl Session {
         if reports.iter().any(|r| r.job_id.len() > MAX_TOKEN || r.lease_token.len() > MAX_TOKEN) {
             return Err(Status::invalid_argument("a job id or lease token that was never given out"));
         }
+        let metrics = &*self.engine.metrics;
         let mut acks = Vec::new();
         let same = |a: &Report, b: &Report| a.job_id == b.job_id && a.lease_token == b.lease_token;
         for run in reports.chunk_by_mut(same) {
@@ -347,19 +261,18 @@ impl Session {
                 match size {
                     Ok(size) => {
                         if bytes + size > LETTER_BYTES {
-                            acks.extend(post(held, std::mem::take(&mut letter)).await);
+                            acks.extend(post(metrics, held, std::mem::take(&mut letter)).await);
                             bytes = 0;
                         }
                         bytes += size;
                         letter.push(std::mem::take(report));
                     }
-                    Err(refusal) => acks.push(ack(std::mem::take(report), Err(refusal))),
+                    Err(refusal) => acks.push(ack(metrics, std::mem::take(report), Err(refusal))),
                 }
             }
-            acks.extend(post(held, letter).await);
+            acks.extend(post(metrics, held, letter).await);
         }
         if !acks.is_empty() {
-            acks.iter().for_each(|ack: &ReportAck| self.engine.metrics.reported(ack.result()));
             self.send(Message::Acks(ReportAcks { acks })).await;
         }
         Ok(())
@@ -390,11 +303,13 @@ impl Session {
 }
 
 /// Gives reports to the owner of their job; one that has ended cannot take them, and they are answered at once.
-async fn post(held: Option<&Held>, letter: Vec<Report>) -> Vec<ReportAck> {
+async fn post(metrics: &Metrics, held: Option<&Held>, letter: Vec<Report>) -> Vec<ReportAck> {
     let Some(held) = held.filter(|_| !letter.is_empty()) else { return Vec::new() };
     match held.mailbox.send(letter).await {
         Ok(()) => Vec::new(),
-        Err(unsent) => unsent.0.into_iter().map(|report| ack(report, Err(Refusal::LeaseLost))).collect(),
+        Err(unsent) => {
+            unsent.0.into_iter().map(|report| ack(metrics, report, Err(Refusal::LeaseLost))).collect()
+        }
     }
 }
 
