@@ -3,12 +3,16 @@
 
 #[path = "conformance/ask.rs"]
 mod ask;
+#[path = "conformance/calls.rs"]
+mod calls;
 #[path = "conformance/confirm.rs"]
 mod confirm;
 #[path = "conformance/crash.rs"]
 mod crash;
 #[path = "conformance/faults.rs"]
 mod faults;
+#[path = "conformance/indexes.rs"]
+mod indexes;
 #[path = "conformance/loss.rs"]
 mod loss;
 #[path = "conformance/model.rs"]
@@ -133,6 +137,8 @@ conformance! {
     first_seq_never_goes_back
     values_may_be_large
     values_and_names_may_be_any_bytes
+    ;
+    indexes:
     index_members_are_put_moved_and_removed
     index_changes_apply_in_order
     claim_takes_the_due_soonest_first

@@ -2,12 +2,18 @@
 // Futures of whole conversations are nested deeply.
 #![recursion_limit = "256"]
 
-#[path = "workers/cases.rs"]
-mod cases;
 #[path = "workers/dispatch.rs"]
 mod dispatch;
+#[path = "workers/ends.rs"]
+mod ends;
+#[path = "workers/jobs.rs"]
+mod jobs;
+#[path = "workers/parts.rs"]
+mod parts;
 #[path = "conformance/redis_server.rs"]
 mod redis_server;
+#[path = "workers/sessions.rs"]
+mod sessions;
 #[path = "workers/violence.rs"]
 mod violence;
 #[path = "workers/worker.rs"]
@@ -189,7 +195,7 @@ macro_rules! on_both_stores {
 }
 
 on_both_stores! {
-    cases:
+    sessions:
     a_job_runs_from_submit_to_its_result
     j1_a_worker_paused_past_its_lease_is_fenced
     j2_a_lost_worker_s_job_goes_on_from_its_checkpoint
@@ -198,16 +204,18 @@ on_both_stores! {
     j37_a_message_of_too_many_reports_ends_the_stream_alone
     j5_a_stream_that_comes_back_with_its_tokens_keeps_its_jobs
     j8_workers_of_the_same_name_are_not_the_same_worker
+    j36_drain_tells_workers_and_watchers
+    j37_bad_reports_are_rejected_and_bad_hellos_refused
+    e54_a_worker_that_does_not_read_keeps_jobs_from_nobody
+    ;
+    jobs:
     j10_cancel_reaches_waiting_and_running_jobs
     j11_a_worker_that_ignores_cancel_is_cut_off
     j12_cancel_reaches_a_worker_that_was_away
     j14_a_finished_job_replays_and_ends
     j31_one_idempotency_key_is_one_job
     j34_retry_goes_on_numbering
-    j36_drain_tells_workers_and_watchers
-    j37_bad_reports_are_rejected_and_bad_hellos_refused
     e24_others_jobs_do_not_exist
-    e54_a_worker_that_does_not_read_keeps_jobs_from_nobody
     kinds_and_lists_are_shared
     delayed_jobs_and_retries_wait_for_their_time
     ;
@@ -215,13 +223,15 @@ on_both_stores! {
     j32_an_owner_with_many_jobs_delays_another_s_first_by_one_slot
     an_owner_s_own_jobs_go_by_priority
     a_concurrency_key_runs_no_more_than_its_limit
-    j10_cancel_ends_a_job_once_wherever_it_is
-    j10_a_completion_and_a_cancellation_at_once_are_one_end
     a_unique_key_is_one_unfinished_job
-    j7_a_worker_that_pings_but_says_nothing_loses_its_job
-    a_timeout_frees_the_slot_and_counts_as_an_attempt
     full_queues_refuse_and_say_so
     j36_a_worker_that_leaves_gets_nothing_more_and_finishes_what_it_has
+    ;
+    ends:
+    j10_cancel_ends_a_job_once_wherever_it_is
+    j10_a_completion_and_a_cancellation_at_once_are_one_end
+    j7_a_worker_that_pings_but_says_nothing_loses_its_job
+    a_timeout_frees_the_slot_and_counts_as_an_attempt
     j34_a_pause_between_attempts_outlives_the_engine
     j9_a_job_that_loses_its_worker_too_often_says_so_as_it_ends
     j29_a_removed_job_leaves_nothing_behind
@@ -247,5 +257,5 @@ async fn j2_two_engines_run_no_job_twice() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn j12_cancel_reaches_a_worker_of_another_engine() {
-    dispatch::cancel_reaches_a_worker_of_another_engine(World::on_redis()).await;
+    ends::cancel_reaches_a_worker_of_another_engine(World::on_redis()).await;
 }

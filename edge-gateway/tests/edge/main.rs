@@ -17,6 +17,7 @@ mod limits;
 mod nginx;
 mod rest;
 mod resume;
+mod sessions;
 mod shared;
 mod streams;
 mod support;

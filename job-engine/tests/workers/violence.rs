@@ -16,8 +16,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
     At, World, caller,
-    cases::{done, line},
-    dispatch::{cancel, ended, idle, seconds, with_capacity},
+    parts::{cancel, done, ended, idle, line, seconds, with_capacity},
     worker::{Worker, held, hello},
 };
 

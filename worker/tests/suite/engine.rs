@@ -103,6 +103,14 @@ pub(crate) fn welcome() -> v1::Welcome {
     }
 }
 
+/// A welcome after which the worker pings often.
+pub(crate) fn fast_ping() -> v1::Welcome {
+    v1::Welcome {
+        ping_interval: prost_types::Duration::try_from(Duration::from_millis(200)).ok(),
+        ..welcome()
+    }
+}
+
 pub(crate) fn job(job_id: &str, kind: &str, input: &serde_json::Value) -> v1::Assignment {
     v1::Assignment {
         job_id: job_id.into(),

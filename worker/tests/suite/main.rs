@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod connections;
 mod csv_import;
 mod engine;
 mod exec;
+mod handlers;
 mod protocol;
 mod proxy;
 
@@ -13,27 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::BoxFuture;
-use serde_json::json;
-use tidegate_worker::{JobContext, JobHandler, JobResult, Offer, Status, Worker};
+use tidegate_worker::{JobHandler, Status, Worker};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 /// How long a test waits for anything before it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A handler made of a closure.
-pub(crate) struct Closure<F>(pub(crate) &'static str, pub(crate) F);
-
-impl<F: Fn(JobContext) -> BoxFuture<'static, JobResult> + Send + Sync + 'static> JobHandler for Closure<F> {
-    fn offer(&self) -> Offer {
-        Offer { kind: self.0.into(), description: String::new(), input_schema: json!({}), example: json!({}) }
-    }
-
-    fn run(&self, job: JobContext) -> BoxFuture<'_, JobResult> {
-        (self.1)(job)
-    }
-}
 
 /// A worker that runs in this process.
 pub(crate) struct Running {
