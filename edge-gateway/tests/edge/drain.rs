@@ -50,6 +50,7 @@ async fn e41_the_window_ends_although_a_viewer_does_not_read() {
     // The socket is full once the viewer has been handed less than everything and gets no more.
     let mut before = -1.0;
     until("the socket is full", async || {
+        // That nothing more is handed over shows only with time.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let now = edge.metric("tidegate_gateway_bytes_total").await;
         std::mem::replace(&mut before, now) == now && now > 60_000.0

@@ -105,12 +105,8 @@ async fn e50_a_cap_holds_across_gateways_and_a_killed_one_gives_its_slots_back_w
     drop(open.pop());
     until("the slot is free", async || watch(&first, "192.0.2.1").await.status == 200).await;
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-    // Renewed: leases end only with their gateway.
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    until("the probe's own slot is free", async || {
-        ask(&url, &["ZRANGE", &keys(&url).await, "0", "-1"]).await.len() == 3
-    })
-    .await;
+    // Leases end only with their gateway: three are left, the probe's own slot is free, and each outlives its first end.
+    renewed(&url, &keys(&url).await, 3, Duration::from_secs(3)).await;
     let probe = watch(&second, "192.0.2.1").await;
     assert_eq!((probe.status, watch(&second, "192.0.2.1").await.status), (200, 429));
     let killed = Instant::now();
@@ -141,6 +137,22 @@ async fn keys(url: &str) -> String {
     fullest.1
 }
 
+/// Waits until a set has `count` leases, and the end of each is later by more than `by` than all of them were.
+async fn renewed(url: &str, set: &str, count: usize, by: Duration) {
+    let mut first: Option<f64> = None;
+    until("the leases are renewed", async || {
+        let answer = ask(url, &["ZRANGE", set, "0", "-1", "WITHSCORES"]).await;
+        let ends: Vec<f64> = answer.chunks(2).map(|lease| lease[1].parse().unwrap()).collect();
+        if ends.len() != count {
+            first = None;
+            return false;
+        }
+        let first = *first.get_or_insert(ends.iter().copied().fold(0.0, f64::max));
+        ends.iter().all(|end| *end > first + by.as_secs_f64() * 1000.0)
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn e50_without_redis_each_gateway_gives_away_its_own_share_and_nothing_hangs() {
     let engine = ScriptedEngine::start();
@@ -150,7 +162,7 @@ async fn e50_without_redis_each_gateway_gives_away_its_own_share_and_nothing_han
     let gateways = sharing(&engine, &url, config).await;
     assert_eq!(remaining(&read(&gateways[0], "192.0.2.1").await, "read-ip"), 9);
     // Both know of each other once both have renewed.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    renewed(&url, "{tidegate-limits}:gateways", 2, Duration::ZERO).await;
     redis.signal("STOP");
     for gateway in &gateways {
         let began = Instant::now();

@@ -24,7 +24,9 @@ use tokio_rustls::{
     },
 };
 
-use crate::support::{DEADLINE, Edge, JOB, ScriptedEngine, client, engine::complete, engine::log, until};
+use crate::support::{
+    DEADLINE, Edge, JOB, ScriptedEngine, client, engine::complete, engine::log, process::Gateway, until,
+};
 
 /// A certificate in files, and how to trust it.
 pub(crate) struct Identity {
@@ -119,31 +121,42 @@ async fn e19_http1_and_http2_stream_over_tls_at_once() {
     }
 }
 
+/// How often a gateway has refused a new certificate.
+fn refused(gateway: &Gateway) -> usize {
+    gateway.process.output().matches("the new certificate cannot be used").count()
+}
+
 #[tokio::test]
 async fn a_new_certificate_is_taken_without_a_restart_and_a_broken_one_is_not() {
     let engine = ScriptedEngine::start();
     let (identity, other) = (Identity::new(), Identity::new());
-    let edge = identity.serve(&engine);
-    let stream = connect(edge.addr, &identity.cert, &[]).await.unwrap();
+    let files = identity.files();
+    let flags =
+        [format!("--tls-cert={}", files.cert.display()), format!("--tls-key={}", files.key.display())];
+    let gateway = Gateway::start(&engine, "", &flags).await;
+    let stream = connect(gateway.addr, &identity.cert, &[]).await.unwrap();
     let mut open = client::request_on(stream, "GET", &format!("/api/progress/{JOB}"), "", "").await;
     open.expect("connected").await;
     // A broken pair, a pair that does not fit, and files that are gone: the old one stays in force.
     for (cert, key) in [("nonsense", "nonsense"), (&*other.cert, &*identity.key), (&*identity.cert, "")] {
+        let before = refused(&gateway);
         identity.write(cert, key);
-        let looked = Instant::now();
-        while looked.elapsed() < Duration::from_millis(2500) {
-            connect(edge.addr, &identity.cert, &[]).await.expect("the last good certificate");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        until("the gateway has looked", async || {
+            connect(gateway.addr, &identity.cert, &[]).await.expect("the last good certificate");
+            refused(&gateway) > before
+        })
+        .await;
     }
+    connect(gateway.addr, &identity.cert, &[]).await.expect("the last good certificate");
     identity.write(&other.cert, &other.key);
-    until("the new one is in force", async || connect(edge.addr, &other.cert, &[]).await.is_ok()).await;
-    assert!(connect(edge.addr, &identity.cert, &[]).await.is_err());
+    until("the new one is in force", async || connect(gateway.addr, &other.cert, &[]).await.is_ok()).await;
+    assert!(connect(gateway.addr, &identity.cert, &[]).await.is_err());
     engine.append(log("still open"));
     open.expect("log").await;
-    std::fs::remove_file(identity.files().cert).unwrap();
-    tokio::time::sleep(Duration::from_millis(2500)).await;
-    connect(edge.addr, &other.cert, &[]).await.expect("the last good certificate");
+    let before = refused(&gateway);
+    std::fs::remove_file(files.cert).unwrap();
+    until("the gateway has looked", async || refused(&gateway) > before).await;
+    connect(gateway.addr, &other.cert, &[]).await.expect("the last good certificate");
 }
 
 #[tokio::test]
