@@ -10,7 +10,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import broken_worker  # noqa: E402
-from suite.runner import run  # noqa: E402
+from suite.runner import run, supervised  # noqa: E402
 
 # Which case sees a fault, and what its diagnosis says.
 FAULTS = {
@@ -94,7 +94,7 @@ class TheSuite(unittest.TestCase):
             right = asyncio.ensure_future(judge(sorted({case for case, _ in FAULTS.values()})))
             return await asyncio.gather(*(faulty(fault, case, gate) for fault, (case, _) in FAULTS.items())), await right
 
-        faults, right = asyncio.run(all_at_once())
+        faults, right = supervised(all_at_once())
         for outcome in right:
             with self.subTest(f"{outcome.name}, without a fault"):
                 self.assertIsNone(outcome.why)

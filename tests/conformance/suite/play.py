@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 
 from .contract import v1
@@ -31,7 +30,8 @@ class Play:
     def __init__(self, command: list[str], verbose: bool):
         self.command = command
         self.verbose = verbose
-        self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="tidegate-conformance-"))
+        self.directory = tempfile.TemporaryDirectory(prefix="tidegate-conformance-", ignore_cleanup_errors=True)
+        self.scratch = pathlib.Path(self.directory.name)
         self.leases: dict[str, Lease] = {}
         self.closers = []
         self.worker: WorkerProcess | None = None
@@ -166,9 +166,11 @@ class Play:
             raise Violation(f"a job assigned because {why} ended with {text(end)}")
 
     async def close(self) -> None:
-        for closer in reversed(self.closers):
-            await closer()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        try:
+            for closer in reversed(self.closers):
+                await closer()
+        finally:
+            self.directory.cleanup()
 
 
 def b64(data: bytes) -> str:

@@ -11,6 +11,8 @@ class WorkerProcess:
     def __init__(self, command, environment, scratch: pathlib.Path, note):
         self.command, self.environment, self.note = command, environment, note
         self.errors_file = scratch / "stderr"
+        self.errors_file.touch()
+        self.process = None
         # The JSON objects of stdout, in order.
         self.lines: list[dict] = []
         self.exited = asyncio.Event()
@@ -69,6 +71,8 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Kills what is left of it, with everything it started."""
+        if self.process is None:
+            return
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:

@@ -2,9 +2,11 @@
 
 import argparse
 import asyncio
+import ctypes
 import inspect
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -34,7 +36,7 @@ async def run_case(name: str, case, command: list[str], verbose: bool) -> Outcom
     """Plays one case from start to end; whatever it leaves behind is cleaned up."""
     begin = time.monotonic()
     play = Play(command, verbose)
-    why = None
+    why, errors = None, ""
     try:
         await case(play)
         # A violation that was seen in the last moment.
@@ -48,12 +50,14 @@ async def run_case(name: str, case, command: list[str], verbose: bool) -> Outcom
         why = play.violation
     except Exception:
         why = "the suite itself failed:\n" + traceback.format_exc()
-    why = why or play.violation
-    errors = play.worker.errors if play.worker else ""
-    try:
-        await play.close()
-    except Exception:
-        why = why or "cleaning up failed:\n" + traceback.format_exc()
+    finally:
+        # Also when the whole run is to end.
+        why = why or play.violation
+        errors = play.worker.errors if play.worker else ""
+        try:
+            await play.close()
+        except Exception:
+            why = why or "cleaning up failed:\n" + traceback.format_exc()
     return Outcome(name, time.monotonic() - begin, why, errors, play.protocol)
 
 
@@ -70,6 +74,24 @@ async def run(names: list[str], command: list[str], jobs: int, verbose: bool, sh
 
     await asyncio.gather(*(one(name) for name in names))
     return outcomes
+
+
+def supervised(work):
+    """The work's result. It is cancelled, so that it cleans up, by SIGTERM, SIGHUP, and the end of who started this."""
+
+    async def cancelled_by_signals():
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, task.cancel)
+        if sys.platform == "linux":
+            PR_SET_PDEATHSIG = 1
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        return await work
+
+    try:
+        return asyncio.run(cancelled_by_signals())
+    except asyncio.CancelledError:
+        sys.exit("ended by a signal")
 
 
 def report(outcome: Outcome, verbose: bool) -> str:
@@ -108,7 +130,7 @@ def main(arguments: list[str]) -> int:
         return os.EX_USAGE
     begin = time.monotonic()
     sys.stdout.reconfigure(line_buffering=True)
-    outcomes = asyncio.run(run(names, options.command, options.jobs, options.verbose))
+    outcomes = supervised(run(names, options.command, options.jobs, options.verbose))
     failed = [outcome.name for outcome in outcomes if outcome.why is not None]
     print(f"\nconformance of {' '.join(options.command)}: after {time.monotonic() - begin:.0f} s")
     print(f"conformance: {len(outcomes) - len(failed)} passed, {len(failed)} failed")
