@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{Stack, Store, eventually, follow};
+use crate::support::{Stack, Store, eventually, follow, metric};
 
 const PAGE: &str = include_str!("../../docs/metrics.md");
 
@@ -47,12 +47,6 @@ fn exported(text: &str) -> Families {
     families
 }
 
-/// The value of a series, as it stands before its value in the text.
-fn value(text: &str, series: &str) -> f64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_metrics_of_a_run_are_those_of_the_page_and_count_what_happened() {
     let stack = Stack::start(Store::Redis).await;
@@ -76,7 +70,7 @@ async fn the_metrics_of_a_run_are_those_of_the_page_and_count_what_happened() {
     let (gateway, engine) = eventually("both streams are counted as closed", async || {
         let (gateway, engine) = (stack.gateway_metrics().await, stack.engine_metrics().await);
         let closed = gateway.contains("tidegate_gateway_stream_seconds_count 2");
-        (closed && value(&engine, "tidegate_engine_watches") == 0.0).then_some((gateway, engine))
+        (closed && metric(&engine, "tidegate_engine_watches") == 0.0).then_some((gateway, engine))
     })
     .await;
     assert_eq!(exported(&gateway), of_gateway);
@@ -92,9 +86,9 @@ async fn the_metrics_of_a_run_are_those_of_the_page_and_count_what_happened() {
         ("tidegate_gateway_upstreams_shared_total", 1.0),
         ("tidegate_gateway_events_total", handed as f64),
     ] {
-        assert_eq!(value(&gateway, series), expected, "{series}");
+        assert_eq!(metric(&gateway, series), expected, "{series}");
     }
-    assert!(value(&gateway, "tidegate_gateway_delivery_lag_seconds_count") > 0.0);
+    assert!(metric(&gateway, "tidegate_gateway_delivery_lag_seconds_count") > 0.0);
     for (series, expected) in [
         ("tidegate_engine_jobs_submitted_total{kind=\"demo\"}", 1.0),
         ("tidegate_engine_attempts_total{kind=\"demo\"}", 1.0),
@@ -110,9 +104,9 @@ async fn the_metrics_of_a_run_are_those_of_the_page_and_count_what_happened() {
         ("tidegate_engine_jobs{state=\"kept\"}", 1.0),
         ("tidegate_engine_jobs{state=\"leased\"}", 0.0),
     ] {
-        assert_eq!(value(&engine, series), expected, "{series}");
+        assert_eq!(metric(&engine, series), expected, "{series}");
     }
-    assert!(value(&engine, "tidegate_engine_watch_lag_seconds_count") > 0.0);
+    assert!(metric(&engine, "tidegate_engine_watch_lag_seconds_count") > 0.0);
     for text in [gateway, engine] {
         assert!(!text.contains(&job), "a job's id in the metrics");
     }
@@ -127,13 +121,13 @@ async fn a_worker_that_died_shows_as_an_expired_lease() {
     stack.worker.kill();
     let expired = "tidegate_engine_leases_expired_total";
     eventually("the lease expires", async || {
-        (value(&stack.engine_metrics().await, expired) == 1.0).then_some(())
+        (metric(&stack.engine_metrics().await, expired) == 1.0).then_some(())
     })
     .await;
     stack.worker.start_again();
     let again = "tidegate_engine_attempts_total{kind=\"demo\"}";
     eventually("another attempt begins", async || {
-        (value(&stack.engine_metrics().await, again) == 2.0).then_some(())
+        (metric(&stack.engine_metrics().await, again) == 2.0).then_some(())
     })
     .await;
 }

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tidegate::sse;
-use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio::net::TcpStream;
 
 use crate::support::{
     DEADLINE, Options, Stack, Store, eventually, follow,
-    herd::{Chunks, connect},
+    herd::{connect, read},
     metric,
 };
 
@@ -23,38 +22,18 @@ command = ["sh", "-c", "i=0; while [ $i -lt 200 ]; do i=$((i+1)); printf 'line %
 lines_per_second = 10000
 "#;
 
-/// Reads the event stream behind a connection to its end; returns the ids.
-async fn read(mut socket: TcpStream) -> Vec<String> {
+/// The ids of all events behind a connection, which must end in order.
+async fn ids(socket: TcpStream) -> Vec<String> {
     let mut ids = Vec::new();
-    let mut head = Vec::new();
-    let mut parser = sse::Parser::default();
-    let mut buffer = vec![0; 16 * 1024];
-    let mut chunks = Chunks::default();
-    loop {
-        let count = tokio::time::timeout(DEADLINE, socket.read(&mut buffer))
-            .await
-            .expect("a viewer starves")
-            .unwrap();
-        assert!(count > 0, "the connection ended without its final chunk, after {} events", ids.len());
-        let mut bytes = &buffer[..count];
-        if !head.ends_with(b"\r\n\r\n") {
-            let end = bytes.windows(4).position(|w| w == b"\r\n\r\n").expect("the head came in pieces") + 4;
-            head.extend_from_slice(&bytes[..end]);
-            bytes = &bytes[end..];
+    let read = read(socket, |event| {
+        assert!(!matches!(event.name.as_str(), "gap" | "goodbye"), "{event:?}");
+        if event.name != "connected" {
+            ids.push(event.id);
         }
-        let body = chunks.body(bytes);
-        parser
-            .feed(&body, &mut |event| {
-                assert!(!matches!(event.name.as_str(), "gap" | "goodbye"), "{event:?}");
-                if event.name != "connected" {
-                    ids.push(event.id);
-                }
-            })
-            .unwrap();
-        if chunks.ended {
-            return ids;
-        }
-    }
+    });
+    let (whole, _) = tokio::time::timeout(DEADLINE, read).await.expect("a viewer starves");
+    assert!(whole, "the connection ended without its final chunk, after {} events", ids.len());
+    ids
 }
 
 /// Promise 6, j19: one upstream, all see the same, and who does not read costs little and harms nobody.
@@ -68,7 +47,7 @@ async fn j19_five_hundred_viewers_see_the_same_while_twenty_stall() {
         if n % (VIEWERS / STALLED) == 0 {
             stalled.push(connect(&stack.http, &job, "", Some(4096)).await.unwrap());
         } else {
-            readers.push(tokio::spawn(read(connect(&stack.http, &job, "", None).await.unwrap())));
+            readers.push(tokio::spawn(ids(connect(&stack.http, &job, "", None).await.unwrap())));
         }
     }
     assert_eq!(stalled.len(), STALLED);
@@ -109,7 +88,7 @@ async fn j19_five_hundred_viewers_see_the_same_while_twenty_stall() {
 
     // Who comes to after the end has missed nothing.
     for socket in stalled {
-        assert_eq!(read(socket).await, all[0], "a stalled viewer missed something");
+        assert_eq!(ids(socket).await, all[0], "a stalled viewer missed something");
     }
     let late = tokio::time::timeout(Duration::from_secs(30), follow(stack.follower(&job, ""), |_| {}))
         .await

@@ -26,7 +26,7 @@ use crate::{
 
 /// How many streams are opened at once: more than a browser would by HTTP/1.1.
 const STREAMS: usize = 8;
-/// How long a clean-up may take.
+/// How long each request of the clean-up may take.
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
 /// Looks at everything and prints what it finds; the exit code is 1 if something is broken.
@@ -98,11 +98,9 @@ async fn preflight(client: &Client, job: &str, origin: &str) -> Result<header::H
 
 /// Leaves nothing behind, as far as it can.
 async fn clean_up(client: &Client, job: &str) {
-    let cancel = client.request(Method::POST, &["api", "jobs", job, "cancel"]).json(&json!({}));
+    stream::end(client, job, CLEAN_UP).await;
     let delete = client.request(Method::DELETE, &["api", "jobs", job]);
-    for request in [cancel, delete] {
-        let _ = client.send(request.timeout(CLEAN_UP)).await;
-    }
+    let _ = client.send(delete.timeout(CLEAN_UP)).await;
 }
 
 fn print(found: &[Finding], as_json: bool) -> io::Result<()> {

@@ -45,16 +45,16 @@ pub(crate) async fn connect(
 
 /// Takes the chunked transfer coding off; hyper's client would cost more than thousands of viewers may.
 #[derive(Default)]
-pub(crate) struct Chunks {
+struct Chunks {
     /// The bytes of a size line that is not complete yet.
     size: Vec<u8>,
     /// What is left of the chunk, with its line end.
     left: usize,
-    pub(crate) ended: bool,
+    ended: bool,
 }
 
 impl Chunks {
-    pub(crate) fn body(&mut self, mut bytes: &[u8]) -> Vec<u8> {
+    fn body(&mut self, mut bytes: &[u8]) -> Vec<u8> {
         let mut body = Vec::new();
         while let Some(&byte) = bytes.first() {
             if self.left > 0 {
@@ -78,6 +78,30 @@ impl Chunks {
         }
         body
     }
+}
+
+/// Reads the event stream behind a connection to its end, and gives `see` each event. Whether it ended in order, with its
+/// final chunk, and how long to wait before coming back, if that was said.
+pub(crate) async fn read(mut socket: TcpStream, mut see: impl FnMut(sse::Event)) -> (bool, Option<Duration>) {
+    let (mut head, mut headed) = (Vec::new(), false);
+    let (mut parser, mut chunks) = (sse::Parser::default(), Chunks::default());
+    let mut buffer = [0; 4096];
+    while !chunks.ended {
+        let mut body = match socket.read(&mut buffer).await {
+            Ok(count) if count > 0 => &buffer[..count],
+            _ => break,
+        };
+        if !headed {
+            head.extend_from_slice(body);
+            let Some(end) = head.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
+            assert!(head.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&head));
+            headed = true;
+            head.drain(..end + 4);
+            body = &head;
+        }
+        parser.feed(&chunks.body(body), &mut see).unwrap();
+    }
+    (chunks.ended, parser.retry())
 }
 
 /// Where viewers connect; they wait while it is nowhere.
@@ -203,54 +227,32 @@ impl Viewer {
     }
 
     /// Reads one connection to its end.
-    async fn read(&mut self, mut socket: TcpStream) -> Over {
-        let mut head = Vec::new();
-        let mut headed = false;
-        let mut parser = sse::Parser::default();
-        let mut chunks = Chunks::default();
-        let mut buffer = [0; 4096];
+    async fn read(&mut self, socket: TcpStream) -> Over {
         let mut over = None;
         let mut counted = Counted(None);
-        loop {
-            let count = match socket.read(&mut buffer).await {
-                Ok(count) if count > 0 => count,
-                _ => return over.unwrap_or(Over::Lost),
-            };
-            let mut body = &buffer[..count];
-            if !headed {
-                head.extend_from_slice(body);
-                let Some(end) = head.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
-                assert!(head.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&head));
-                headed = true;
-                head.drain(..end + 4);
-                body = &head;
+        let (n, shared, cursor) = (self.n, &self.shared, &mut self.cursor);
+        let (whole, retry) = read(socket, |event| match event.name.as_str() {
+            "connected" => counted.begin(shared),
+            "goodbye" => {
+                shared.goodbyes.lock().push(Instant::now());
+                over = Some(Over::Goodbye);
             }
-            let body = chunks.body(body);
-            let (n, shared, cursor) = (self.n, &self.shared, &mut self.cursor);
-            parser
-                .feed(&body, &mut |event| match event.name.as_str() {
-                    "connected" => counted.begin(shared),
-                    "goodbye" => {
-                        shared.goodbyes.lock().push(Instant::now());
-                        over = Some(Over::Goodbye);
-                    }
-                    "gap" => panic!("viewer {n} was told of a gap: {event:?}"),
-                    name => {
-                        let (before, now) = (shared.seen[n].load(Ordering::SeqCst), number(&event.id));
-                        assert_eq!(now, before + 1, "viewer {n} misses something, or sees it twice");
-                        shared.seen[n].store(now, Ordering::SeqCst);
-                        *cursor = event.id;
-                        if matches!(name, "completed" | "failed" | "cancelled") {
-                            over = Some(Over::Finished);
-                        }
-                    }
-                })
-                .unwrap();
-            self.retry = parser.retry().unwrap_or(self.retry);
-            if chunks.ended {
-                return over.expect("a stream ended without a word");
+            "gap" => panic!("viewer {n} was told of a gap: {event:?}"),
+            name => {
+                let (before, now) = (shared.seen[n].load(Ordering::SeqCst), number(&event.id));
+                assert_eq!(now, before + 1, "viewer {n} misses something, or sees it twice");
+                shared.seen[n].store(now, Ordering::SeqCst);
+                let ends = matches!(name, "complete" | "failed" | "cancelled");
+                *cursor = event.id;
+                if ends {
+                    over = Some(Over::Finished);
+                }
             }
-        }
+        })
+        .await;
+        self.retry = retry.unwrap_or(self.retry);
+        assert!(over.is_some() || !whole, "a stream ended without a word");
+        over.unwrap_or(Over::Lost)
     }
 }
 

@@ -110,10 +110,10 @@ pub(crate) async fn follow(mut follower: Follower, mut seen_one: impl FnMut(&Eve
     }
 }
 
-/// The value of a gauge or counter without labels.
-pub(crate) fn metric(text: &str, name: &str) -> f64 {
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-    value.unwrap_or_else(|| panic!("no {name} in:\n{text}"))
+/// The value of a series: its name and labels as they stand before the value in `text`.
+pub(crate) fn metric(text: &str, series: &str) -> f64 {
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
+    value.unwrap_or_else(|| panic!("no {series} in:\n{text}"))
 }
 
 /// What a gateway counts, as text; `admin` is `host:port`.

@@ -61,7 +61,7 @@ pub(super) async fn measure(client: &Client, job: &str, at_once: usize) -> Measu
         Ok(opened) => opened.ok(),
         Err(_) => {
             // Whatever holds the head back lets it go with the end of the stream, and then the head tells what it is.
-            end(client, job).await;
+            end(client, job, PATIENCE).await;
             let late = timeout(PATIENCE, &mut answer).await.ok().and_then(Result::ok);
             late.inspect(|late| measured.note(late));
             return measured;
@@ -90,7 +90,7 @@ pub(super) async fn measure(client: &Client, job: &str, at_once: usize) -> Measu
     measured.at_once = Some((streams.iter().flatten().count(), at_once));
     drop(streams);
     let ended = Instant::now();
-    end(client, job).await;
+    end(client, job, PATIENCE).await;
     let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
     measured.end = timeout(PATIENCE, rest).await.is_ok().then(|| ended.elapsed());
     measured
@@ -132,8 +132,8 @@ fn stream(client: &Client, job: &str) -> reqwest::RequestBuilder {
     request.header(header::ACCEPT, "text/event-stream").header(header::ACCEPT_ENCODING, "gzip, deflate, br")
 }
 
-/// Ends the job, and so its stream.
-async fn end(client: &Client, job: &str) {
+/// Ends the job, and so its stream, if the gateway answers within the time.
+pub(super) async fn end(client: &Client, job: &str, within: Duration) {
     let cancel = client.request(Method::POST, &["api", "jobs", job, "cancel"]).json(&json!({}));
-    let _ = client.send(cancel.timeout(PATIENCE)).await;
+    let _ = client.send(cancel.timeout(within)).await;
 }
