@@ -257,7 +257,8 @@ class Tidegate(Server):
         return [self.gateway]
 
     def viewers(self):
-        return int(float(re.search(r"^tidegate_gateway_streams (\S+)", ask(self.admin, "GET", "/metrics")[1], re.M)[1]))
+        figures = re.findall(r"^tidegate_gateway_streams\{.*\} (\S+)", ask(self.admin, "GET", "/metrics")[1], re.M)
+        return int(sum(map(float, figures)))
 
     def talk(self):
         self.go.touch()

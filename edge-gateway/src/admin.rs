@@ -1,10 +1,9 @@
-//! The operator's port: `/metrics`, `/healthz` (the process lives), `/readyz` (send it traffic).
+//! What the operator's port shows of a gateway.
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, extract::State, routing::get};
-use http::{StatusCode, header};
 use tidegate_proto::v1::ListKindsRequest;
+use tidegate_telemetry::admin::Part;
 
 use crate::{drain::Drain, engine::Engine, hub::Registry, metrics::Metrics, problem::Problem, sse::Goodbye};
 
@@ -20,36 +19,27 @@ pub(crate) struct Admin {
     pub(crate) drain: Drain,
 }
 
-/// The router.
-pub(crate) fn router(admin: Admin) -> Router {
-    Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .merge(tidegate_telemetry::loglevel::routes())
-        .with_state(admin)
-}
-
-async fn metrics(State(admin): State<Admin>) -> ([(header::HeaderName, &'static str); 1], String) {
-    admin.metrics.engines(admin.engine.size());
-    (
-        [(header::CONTENT_TYPE, tidegate_telemetry::CONTENT_TYPE)],
-        admin.metrics.render(admin.registry.ring_bytes()),
-    )
-}
-
-/// Ready while not draining and while the engine answers, whatever it answers.
-async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
-    if admin.drain.begun() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n");
+impl Part for Admin {
+    async fn metrics(&self) -> String {
+        self.metrics.engines(self.engine.size());
+        self.metrics.render(self.registry.ring_bytes())
     }
-    let probe =
-        admin.engine.call(ListKindsRequest {}, |mut client, r| async move { client.list_kinds(r).await });
-    match tokio::time::timeout(PROBE, probe).await {
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the engine is too slow\n"),
-        Ok(Err(status)) if Problem::from(status.clone()).goodbye() == Some(Goodbye::EngineUnavailable) => {
-            (StatusCode::SERVICE_UNAVAILABLE, "the engine does not answer\n")
+
+    /// Ready while not draining and while the engine answers, whatever it answers.
+    async fn ready(&self) -> Result<(), String> {
+        if self.drain.begun() {
+            return Err("draining".to_owned());
         }
-        Ok(_) => (StatusCode::OK, "ready\n"),
+        let probe =
+            self.engine.call(ListKindsRequest {}, |mut client, r| async move { client.list_kinds(r).await });
+        match tokio::time::timeout(PROBE, probe).await {
+            Err(_) => Err("the engine is too slow".to_owned()),
+            Ok(Err(status))
+                if Problem::from(status.clone()).goodbye() == Some(Goodbye::EngineUnavailable) =>
+            {
+                Err("the engine does not answer".to_owned())
+            }
+            Ok(_) => Ok(()),
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::{collections::HashSet, fmt, net::SocketAddr, path::PathBuf, str::FromSt
 use clap::Parser;
 use tidegate_auth::Authenticator;
 use tidegate_proto::{bearer::Bearer, pool::Targets};
+use tidegate_telemetry::admin::AdminToken;
 
 pub use self::edge::{Edge, EdgeArgs};
 use crate::{file, hub::Timing, limits::LimitSettings};
@@ -24,6 +25,10 @@ pub struct Args {
     /// Where /metrics, /healthz and /readyz are served; never the public address
     #[arg(long, env = "TIDEGATE_ADMIN_LISTEN", default_value = "127.0.0.1:9464", value_name = "ADDR")]
     pub admin_listen: String,
+    /// A file with the token that /metrics and /loglevel of the admin port ask for, as `Authorization: Bearer …`; read for
+    /// each request. Nobody is asked without it
+    #[arg(long, env = "TIDEGATE_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
     /// A job engine's gRPC address; repeatable, or separated by commas. A name may lead to several engines
     ///
     /// Engines share one Redis, so each can answer for every job. Calls and streams go to those that are healthy; when
@@ -74,6 +79,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where operators look; `None` serves no admin port.
     pub admin_listen: Option<SocketAddr>,
+    /// What operators present there; without it nobody is asked.
+    pub admin_token: Option<AdminToken>,
     /// The engines.
     pub engines: Targets,
     /// What they are shown.
@@ -118,6 +125,7 @@ impl Config {
         Self {
             listen: loopback,
             admin_listen: Some(loopback),
+            admin_token: None,
             engines,
             bearer: Bearer::default(),
             max_connections: 18_000,
@@ -188,6 +196,11 @@ impl Args {
             errors.push(format!("--engine-token-file: {error}"));
             Bearer::default()
         });
+        let admin_token = self.admin_token_file.as_deref().map(AdminToken::file).transpose();
+        let admin_token = admin_token.unwrap_or_else(|error| {
+            errors.push(error.to_string());
+            None
+        });
         let edge = self.edge.check(&mut errors);
         let limits = match self.config.as_deref().map(file::limits).transpose() {
             Ok(limits) => limits.flatten(),
@@ -227,6 +240,7 @@ impl Args {
             ) if errors.is_empty() => Ok(Config {
                 listen,
                 admin_listen: Some(admin),
+                admin_token,
                 max_connections,
                 max_streams,
                 drain: Duration::from_secs(drain.into()),

@@ -1,7 +1,7 @@
 //! The HTTP and SSE edge.
 //!
 //! - [`config`]: flags, and what must hold between them.
-//! - `serve`: the accept loop · `routes`: the whole surface · `admin`: the operator's port · `console`: static files.
+//! - `serve`: the accept loop · `routes`: the whole surface · `admin`: what the operator's port shows · `console`: static files.
 //! - `jobs`: REST, one call each · `progress`: the SSE handler · `hub`: one upstream a job, any number of viewers.
 //! - `tls`: certificates · `cors`: pages of other origins.
 //! - `limits`: who may have how much · `client`: whose address counts.
@@ -194,12 +194,9 @@ impl Bound {
 
         // The operator's port outlives the public one: it says that the gateway is draining.
         let closed = Drain::default();
-        let admin = admin::router(Admin {
-            engine,
-            registry: registry.clone(),
-            metrics: Arc::clone(&metrics),
-            drain: drain.clone(),
-        });
+        let admin =
+            Admin { engine, registry: registry.clone(), metrics: Arc::clone(&metrics), drain: drain.clone() };
+        let admin = tidegate_telemetry::admin::router(admin, self.config.admin_token);
         let admin_limits = Limits { connections: ADMIN_CONNECTIONS, ..limits };
         let admin = self.admin.map(|listener| {
             tokio::spawn(serve::accept(listener, admin, admin_limits, Door::default(), closed.clone()))

@@ -5,6 +5,7 @@
 
 use std::{fmt, sync::Arc};
 
+use http::Version;
 use tidegate_telemetry::{Counter, Gauge, Histogram, LONG, QUICK, Recorder, counter, gauge, histogram};
 
 use crate::problems;
@@ -43,6 +44,9 @@ const POLICIES: [&str; 14] = [
     "connections-ip",
 ];
 
+/// What streams come over, by the names of ALPN.
+const PROTOCOLS: [&str; 2] = ["http/1.1", "h2"];
+
 /// Histograms and their buckets.
 const BUCKETS: &[(&str, &[f64])] = &[
     ("tidegate_gateway_delivery_lag_seconds", QUICK),
@@ -53,8 +57,8 @@ const BUCKETS: &[(&str, &[f64])] = &[
 /// The handles.
 pub(crate) struct Metrics {
     recorder: Arc<Recorder>,
-    /// Open SSE streams.
-    pub(crate) active: Gauge,
+    /// Open SSE streams, in the order of [`PROTOCOLS`].
+    active: [Gauge; PROTOCOLS.len()],
     /// Events handed to viewers.
     pub(crate) events: Counter,
     /// Bytes handed to viewers.
@@ -88,6 +92,8 @@ pub(crate) struct Metrics {
     pub(crate) limit_keys: Gauge,
     /// Questions about limits that Redis did not answer.
     pub(crate) limit_outages: Counter,
+    /// Times at which that Redis answered again.
+    pub(crate) limit_reconnects: Counter,
 }
 
 impl Metrics {
@@ -123,11 +129,13 @@ impl Metrics {
                 "Bytes of events kept in rings, shared by viewers.",
                 &[],
             ),
-            active: gauge(
-                "tidegate_gateway_streams",
-                "Open SSE streams; one that follows several jobs counts for each.",
-                &[],
-            ),
+            active: PROTOCOLS.map(|p| {
+                gauge(
+                    "tidegate_gateway_streams",
+                    "Open SSE streams; one that follows several jobs counts for each.",
+                    &[("protocol", p)],
+                )
+            }),
             events: counter("tidegate_gateway_events_total", "Events handed to viewers.", &[]),
             bytes: counter("tidegate_gateway_bytes_total", "Bytes of events handed to viewers.", &[]),
             upstreams: gauge("tidegate_gateway_upstreams", "Logs that are followed at the engine.", &[]),
@@ -155,6 +163,11 @@ impl Metrics {
                 )
             }),
             limit_keys: gauge("tidegate_gateway_limit_keys", "Clients whose quota is not whole.", &[]),
+            limit_reconnects: counter(
+                "tidegate_gateway_limit_redis_reconnects_total",
+                "Times at which the Redis of limits answered again after it had not.",
+                &[],
+            ),
             limit_outages: counter(
                 "tidegate_gateway_limit_redis_failures_total",
                 "Questions about limits that Redis did not answer.",
@@ -181,6 +194,11 @@ impl Metrics {
                 )
             }),
         })
+    }
+
+    /// How many streams are open over this version of HTTP; what is older than 1.1 counts as that.
+    pub(crate) fn active(&self, version: Version) -> &Gauge {
+        &self.active[usize::from(version >= Version::HTTP_2)]
     }
 
     /// Counts a stream by what became of its cursor.

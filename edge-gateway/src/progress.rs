@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts};
 use serde::Deserialize;
 use tidegate_proto::cursor::CursorError;
 use utoipa::IntoParams;
@@ -63,7 +63,7 @@ pub(crate) async fn follow(
     State(app): State<App>,
     May(caller): Reader,
     client: Client,
-    method: Method,
+    (method, version): (Method, Version),
     Path(job_id): Path<String>,
     query: Result<Query<Resume>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
@@ -84,7 +84,9 @@ pub(crate) async fn follow(
         return Ok(stream(Body::empty()));
     }
     let attach = async |permit| {
-        app.registry.attach(&caller, job_id.as_str(), &position, StreamId::random(), Some(permit)).await
+        let stream = StreamId::random();
+        let viewer = app.registry.attach(&caller, job_id.as_str(), &position, stream, Some(permit)).await?;
+        Ok(viewer.map(|viewer| viewer.over(version)))
     };
     open(&app, client, &caller, accept, attach).await
 }

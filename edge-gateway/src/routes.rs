@@ -19,7 +19,7 @@ use http::{HeaderName, HeaderValue, header};
 use tidegate_telemetry::trace;
 use tokio::time::timeout;
 use tower::ServiceBuilder;
-use tracing::{Instrument as _, Span, field::Empty};
+use tracing::{Span, field::Empty};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
@@ -106,7 +106,9 @@ async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Re
     request.extensions_mut().insert(client);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let span = span(&request);
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let parent = request.headers().get(trace::TRACEPARENT).and_then(|value| value.to_str().ok());
+    let parent = parent.unwrap_or_default().to_owned();
+    let mut response = trace::within(span.clone(), &parent, next.run(request)).await;
     span.record("http.response.status_code", response.status().as_u16());
     if response.status().is_server_error() {
         span.record("otel.status_code", "ERROR");
@@ -117,7 +119,7 @@ async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Re
     // Without the query: it may carry cursors and tickets.
     tracing::info!(
         %method, path, client = %client.0, status = response.status().as_u16(), id = id.to_str().unwrap_or("-"),
-        trace = trace::of(&span).get(3..35), millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "request"
+        trace = trace::pass(&span, &parent).get(3..35), millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "request"
     );
     response.headers_mut().insert(REQUEST_ID, id);
     response
@@ -131,12 +133,10 @@ fn span(request: &Request) -> Span {
     let method = request.method().as_str();
     // Not the path: the names of spans are bounded.
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    let span = tracing::info_span!(
+    tracing::info_span!(
         target: trace::TARGET, "request", otel.name = format!("{method} {route}").as_str(), otel.kind = "server",
         http.request.method = method, http.route = route, http.response.status_code = Empty, otel.status_code = Empty
-    );
-    let parent = request.headers().get(trace::TRACEPARENT).and_then(|value| value.to_str().ok());
-    trace::child_of(span, parent.unwrap_or_default())
+    )
 }
 
 /// Tells browsers what not to do with an answer.

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 use tidegate_auth::Authenticator;
+use tidegate_telemetry::admin::AdminToken;
 
 use crate::{
     engine::Bounds,
@@ -27,6 +28,10 @@ pub struct Config {
         value_name = "ADDR"
     )]
     pub admin_listen: SocketAddr,
+
+    /// A file with the token that /metrics and /loglevel of the admin port ask for, as `Authorization: Bearer …`; read for each request. Nobody is asked without it.
+    #[arg(long, env = "TIDEGATE_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
 
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -174,6 +179,8 @@ impl Config {
             errors
                 .push("--acknowledge is for --redis; what the embedded log survives is --durability".into());
         }
+        let admin_token = self.admin_token_file.as_deref().map(AdminToken::file);
+        errors.extend(admin_token.and_then(Result::err).map(|error| error.to_string()));
         match auth {
             Ok(auth) if errors.is_empty() => Ok(auth),
             Ok(_) => Err(errors),

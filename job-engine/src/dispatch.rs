@@ -74,7 +74,7 @@ async fn assign_one(engine: &Arc<Engine>, kind: &str, job_id: String) {
             target: trace::TARGET, "dispatch", otel.kind = "producer", job = job_id, kind, worker = slot.member.name
         );
         let span = trace::child_of(span, &record.traceparent);
-        let traceparent = trace::of(&span);
+        let traceparent = trace::pass(&span, &record.traceparent);
         let assign = |draft: &mut Draft<'_>| {
             if !traceparent.is_empty() {
                 draft.record.traceparent.clone_from(&traceparent);

@@ -117,6 +117,10 @@ impl Store for Measured {
         self.log.generation()
     }
 
+    fn reconnects(&self) -> u64 {
+        self.log.reconnects()
+    }
+
     fn is_whole(&self) -> bool {
         self.log.is_whole()
     }

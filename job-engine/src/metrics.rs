@@ -60,6 +60,7 @@ pub struct Metrics {
     slots: Gauge,
     slots_used: Gauge,
     generation: Gauge,
+    reconnects: Counter,
     jobs: [Gauge; 4],
 }
 
@@ -101,6 +102,8 @@ pub struct Now {
     pub load: Load,
     /// How often the log may have lost something, see `Store::generation`.
     pub generation: u64,
+    /// Connections to the log's server made after the first, see `Store::reconnects`.
+    pub reconnects: u64,
     /// Jobs in the whole log: kept, leased, scheduled, asked to stop; unknown when the log does not answer.
     pub jobs: Option<[u64; 4]>,
 }
@@ -167,6 +170,11 @@ impl Metrics {
                 "tidegate_engine_worker_slots_used",
                 "Jobs that the workers connected here run.",
                 &[],
+            ),
+            reconnects: counter(
+                "tidegate_engine_log_reconnects_total",
+                "Connections to the log's server made after the first.",
+                &[("store", store)],
             ),
             generation: gauge(
                 "tidegate_engine_log_generation",
@@ -247,6 +255,7 @@ impl Metrics {
         self.slots.set(now.load.slots as f64);
         self.slots_used.set(now.load.used as f64);
         self.generation.set(now.generation as f64);
+        self.reconnects.absolute(now.reconnects);
         for (gauge, value) in self.jobs.iter().zip(now.jobs.iter().flatten()) {
             gauge.set(*value as f64);
         }

@@ -38,12 +38,12 @@ impl JobService for Services {
         request: Request<SubmitJobRequest>,
     ) -> Result<Response<SubmitJobResponse>, Status> {
         let span = tracing::info_span!(target: trace::TARGET, "submit", otel.kind = "server", job = Empty);
-        let span = trace::child_of(span, trace::carried(request.metadata()));
+        let parent = trace::carried(request.metadata()).to_owned();
         let submitted = async {
             let (request, _) = self.access.admit(request, Scope::Submit).await?;
             Ok::<_, Status>(self.engine.submit(request).await?)
         };
-        let (job, created) = submitted.instrument(span.clone()).await?;
+        let (job, created) = trace::within(span.clone(), &parent, submitted).await?;
         span.record("job", &*job.job_id);
         Ok(Response::new(SubmitJobResponse { job: Some(job), created }))
     }

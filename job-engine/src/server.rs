@@ -2,17 +2,13 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    http::{StatusCode, header},
-    routing::get,
-};
 use tidegate_auth::Authenticator;
 use tidegate_proto::{
     DESCRIPTORS,
     limits::MAX_MESSAGE_BYTES,
     v1::{job_service_server::JobServiceServer, worker_service_server::WorkerServiceServer},
 };
+use tidegate_telemetry::admin::{self, AdminToken, Part};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -59,6 +55,7 @@ pub struct Bound {
     admin: TcpListener,
     engine: Arc<Engine>,
     auth: Option<Authenticator>,
+    admin_token: Option<AdminToken>,
 }
 
 /// Binds the sockets and opens the event log; `auth` says who may call, without it everybody may.
@@ -68,6 +65,7 @@ pub async fn bind(config: &Config, auth: Option<Authenticator>) -> anyhow::Resul
     };
     let grpc = listen(config.grpc_listen, "--grpc-listen").await?;
     let admin = listen(config.admin_listen, "--engine-admin-listen").await?;
+    let admin_token = config.admin_token_file.as_deref().map(AdminToken::file).transpose()?;
     let metrics = Arc::new(Metrics::new(if config.log.in_redis() { "redis" } else { "embedded" }));
     let engine = Arc::new(Engine {
         store: Arc::new(Measured::new(open_log(&config.log).await?, metrics.clone())),
@@ -81,7 +79,7 @@ pub async fn bind(config: &Config, auth: Option<Authenticator>) -> anyhow::Resul
         metrics,
         tasks: TaskTracker::new(),
     });
-    Ok(Bound { grpc, admin, engine, auth })
+    Ok(Bound { grpc, admin, engine, auth, admin_token })
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -149,7 +147,8 @@ impl Bound {
         loops.spawn(engine.followers.clone().distribute(engine.store.hints(), on_index));
         loops.spawn(dispatch::assign(engine.clone(), vitals.pulse("the dispatcher", STUCK)));
         loops.spawn(dispatch::sweep(engine.clone(), vitals.pulse("the sweeper", STUCK)));
-        loops.spawn(admin(self.admin, engine.clone(), vitals.clone()));
+        let shown = Admin { engine: engine.clone(), vitals: vitals.clone() };
+        loops.spawn(serve_admin(self.admin, shown, self.admin_token));
         loops.spawn(report_health(reporter.clone(), engine.clone(), vitals));
 
         if let Some(auth) = self.auth.clone() {
@@ -246,34 +245,29 @@ async fn now(engine: &Engine) -> Now {
         [index::ALL_JOBS, index::LEASES, index::SCHEDULED, index::CANCELS].map(|i| Extent::Index(i.into()));
     let counted = tokio::time::timeout(Duration::from_secs(2), engine.store.count(extents.into())).await;
     let jobs = counted.ok().and_then(Result::ok).and_then(|counted| counted.try_into().ok());
-    Now { load: engine.registry.load(), generation: engine.store.generation(), jobs }
+    let store = &engine.store;
+    Now { load: engine.registry.load(), generation: store.generation(), reconnects: store.reconnects(), jobs }
 }
 
-/// Serves /metrics, /healthz (the process lives) and /readyz (it can do its work, or says why not).
-async fn admin(listener: TcpListener, engine: Arc<Engine>, vitals: Vitals) {
-    let measured = engine.clone();
-    let metrics = move || {
-        let engine = measured.clone();
-        async move {
-            let text = engine.metrics.render(&now(&engine).await);
-            ([(header::CONTENT_TYPE, tidegate_telemetry::CONTENT_TYPE)], text)
-        }
-    };
-    let ready = move || {
-        let (engine, vitals) = (engine.clone(), vitals.clone());
-        async move {
-            match readiness(&engine, &vitals).await {
-                Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-                Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-            }
-        }
-    };
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(async || "alive\n"))
-        .route("/readyz", get(ready))
-        .merge(tidegate_telemetry::loglevel::routes());
-    if let Err(error) = axum::serve(listener, router).await {
+/// What the admin port shows.
+#[derive(Clone)]
+struct Admin {
+    engine: Arc<Engine>,
+    vitals: Vitals,
+}
+
+impl Part for Admin {
+    async fn metrics(&self) -> String {
+        self.engine.metrics.render(&now(&self.engine).await)
+    }
+
+    async fn ready(&self) -> Result<(), String> {
+        readiness(&self.engine, &self.vitals).await
+    }
+}
+
+async fn serve_admin(listener: TcpListener, admin: Admin, token: Option<AdminToken>) {
+    if let Err(error) = axum::serve(listener, admin::router(admin, token)).await {
         tracing::error!(%error, "the admin port failed");
     }
 }

@@ -307,6 +307,11 @@ pub trait Store: Send + Sync + 'static {
         0
     }
 
+    /// How many connections to the log's server were made after the first; none where there is no server.
+    fn reconnects(&self) -> u64 {
+        0
+    }
+
     /// Whether every part of the log answered when it was last asked. Where there are several parts, [`claim`](Self::claim)
     /// and [`take`](Self::take) go on without one that is away, so that their answers do not say.
     fn is_whole(&self) -> bool {

@@ -1,11 +1,12 @@
-//! How the parts of Tidegate tell what they do: [metrics](Recorder), [logs](Output) and [traces](trace), once for all
-//! binaries.
+//! How the parts of Tidegate tell what they do: [metrics](Recorder), [logs](Output) and [traces](trace), and where
+//! operators ask ([`admin`]), once for all binaries.
 //!
 //! Invariant: what is exported names neither tokens nor cursors nor anything that a user wrote. What it does not do:
-//! decide what is worth telling, or serve anything but [the log level](loglevel::routes).
+//! decide what is worth telling, or bind a port.
 
+pub mod admin;
 mod handles;
-pub mod loglevel;
+mod loglevel;
 mod output;
 mod recorder;
 pub mod trace;

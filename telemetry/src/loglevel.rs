@@ -19,7 +19,7 @@ pub(crate) fn keep(handle: Handle<EnvFilter, Registry>) {
 }
 
 /// The routes. A filter is a level, or several by part, such as `info,edge_gateway::hub=debug`.
-pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
+pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new()
         .route("/loglevel", get(async || answer(shown())).put(async |filter: String| answer(set(&filter))))
         .layer(DefaultBodyLimit::max(LONGEST))

@@ -6,13 +6,15 @@
 use std::{
     fmt,
     io::{IsTerminal as _, stderr},
+    path::PathBuf,
     time::Duration,
 };
 
 use clap::{Args, ValueEnum};
 use opentelemetry::{KeyValue, trace::TracerProvider as _};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use tonic::transport::{Certificate, ClientTlsConfig};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::{FilterExt as _, filter_fn},
@@ -36,9 +38,12 @@ pub struct Output {
     /// How it is written to standard error, one line a fact
     #[arg(long, env = "TIDEGATE_LOG_FORMAT", value_enum, default_value = "text", value_name = "FORMAT")]
     pub log_format: Format,
-    /// Export traces by OTLP (gRPC) to the collector at this http:// address; none are made without it
+    /// Export traces by OTLP (gRPC) to the collector at this http:// or https:// address; none are made without it
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
+    /// A file of certificates (PEM) by which to trust the collector, instead of the system's
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_CERTIFICATE", value_name = "FILE")]
+    pub otlp_ca: Option<PathBuf>,
 }
 
 /// How a line of the log is written.
@@ -57,9 +62,12 @@ pub enum OutputError {
     /// The filter cannot be read.
     #[error("--log: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    /// The collector's address is none.
+    /// The collector's address is none, or it cannot be trusted.
     #[error("--otlp-endpoint: {0}")]
     Endpoint(String),
+    /// The file of certificates cannot be read.
+    #[error("--otlp-ca {0}: {1}")]
+    Ca(PathBuf, std::io::Error),
     /// Somebody in this process logs already.
     #[error("logs are written already: {0}")]
     Taken(#[from] tracing_subscriber::util::TryInitError),
@@ -93,7 +101,7 @@ impl Output {
     pub fn start(&self, service: &'static str, level: &str) -> Result<Guard, OutputError> {
         let (logs, handle) = self.logs(level)?;
         let provider = self.otlp_endpoint.as_deref().filter(|url| !url.is_empty());
-        let provider = provider.map(|url| provider_to(url, service)).transpose()?;
+        let provider = provider.map(|url| self.provider_to(url, service)).transpose()?;
         match &provider {
             None => tracing_subscriber::registry().with(logs).try_init()?,
             Some(provider) => {
@@ -126,27 +134,40 @@ impl Output {
         let facts = filter_fn(|metadata| metadata.target() != trace::TARGET);
         Ok((lines.with_filter(facts.and(filter)).boxed(), handle))
     }
+
+    fn provider_to(&self, url: &str, service: &'static str) -> Result<SdkTracerProvider, OutputError> {
+        let exporter = SpanExporter::builder().with_tonic().with_endpoint(url);
+        let exporter = match url.split_once("://") {
+            Some(("http", _)) => exporter,
+            Some(("https", _)) => exporter.with_tls_config(self.tls()?),
+            _ => {
+                return Err(OutputError::Endpoint(format!(
+                    "{url:?} does not begin with http:// or https://"
+                )));
+            }
+        };
+        let exporter = exporter.build().map_err(|error| OutputError::Endpoint(error.to_string()))?;
+        let mut resource = Resource::builder();
+        if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
+            resource = resource.with_service_name(service);
+        }
+        let resource =
+            resource.with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build();
+        // How many are sampled, how large a batch is: OTEL_TRACES_SAMPLER, OTEL_BSP_…, as everywhere.
+        Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    }
+
+    /// By whom the collector is trusted.
+    fn tls(&self) -> Result<ClientTlsConfig, OutputError> {
+        let Some(path) = self.otlp_ca.as_ref().filter(|path| !path.as_os_str().is_empty()) else {
+            return Ok(ClientTlsConfig::new().with_native_roots());
+        };
+        let pem = std::fs::read(path).map_err(|error| OutputError::Ca(path.clone(), error))?;
+        Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)))
+    }
 }
 
 type Logs = Box<dyn Layer<Registry> + Send + Sync>;
-
-fn provider_to(url: &str, service: &'static str) -> Result<SdkTracerProvider, OutputError> {
-    if !url.starts_with("http://") {
-        return Err(OutputError::Endpoint(format!(
-            "{url:?} does not begin with http://; a collector beside the process takes what has to cross a network encrypted"
-        )));
-    }
-    let exporter = SpanExporter::builder().with_tonic().with_endpoint(url).build();
-    let exporter = exporter.map_err(|error| OutputError::Endpoint(error.to_string()))?;
-    let mut resource = Resource::builder();
-    if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
-        resource = resource.with_service_name(service);
-    }
-    let resource =
-        resource.with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build();
-    // How many are sampled, how large a batch is: OTEL_TRACES_SAMPLER, OTEL_BSP_…, as everywhere.
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
-}
 
 #[cfg(test)]
 mod tests {
@@ -168,7 +189,10 @@ mod tests {
     fn mistakes_are_told_with_their_flag() {
         let wrong = Output { log: Some("a=b=c".into()), ..Output::default() };
         assert!(wrong.logs("info").err().unwrap().to_string().starts_with("--log: "));
-        let error = provider_to("https://collector:4317", "test").err().unwrap().to_string();
+        let error = Output::default().provider_to("collector:4317", "test").err().unwrap().to_string();
         assert!(error.starts_with("--otlp-endpoint: "), "{error}");
+        let nowhere = Output { otlp_ca: Some("/does/not/exist".into()), ..Output::default() };
+        let error = nowhere.provider_to("https://collector:4317", "test").err().unwrap().to_string();
+        assert!(error.starts_with("--otlp-ca "), "{error}");
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{Stack, Store, eventually, follow, metric};
+use crate::support::{Stack, Store, eventually, follow, metric, redis};
 
 const PAGE: &str = include_str!("../../docs/metrics.md");
 
@@ -58,10 +58,13 @@ async fn the_metrics_of_a_run_are_those_of_the_page_and_count_what_happened() {
         seen.assert_whole(0);
         handed += seen.events.len();
     }
-    let common = documented("Both");
+    let common = documented("All");
     let expected = |heading| documented(heading).into_iter().chain(common.clone()).collect::<Families>();
-    let (of_gateway, of_engine) = (expected("Gateway"), expected("Engine"));
-    assert!(of_gateway.len() > 15 && of_engine.len() > 20, "the page was not understood");
+    let [of_gateway, of_engine, of_worker] = ["Gateway", "Engine", "Worker"].map(expected);
+    assert!(
+        of_gateway.len() > 15 && of_engine.len() > 20 && of_worker.len() > 8,
+        "the page was not understood"
+    );
 
     let malformed = stack.client.request(Method::GET, &["api", "jobs", "nonsense"]);
     assert!(stack.client.call(malformed).await.is_err());
@@ -75,9 +78,12 @@ async fn the_metrics_of_a_run_are_those_of_the_page_and_count_what_happened() {
     .await;
     assert_eq!(exported(&gateway), of_gateway);
     assert_eq!(exported(&engine), of_engine);
+    let worker = stack.worker_metrics().await;
+    assert_eq!(exported(&worker), of_worker);
 
     for (series, expected) in [
-        ("tidegate_gateway_streams", 0.0),
+        ("tidegate_gateway_streams{protocol=\"http/1.1\"}", 0.0),
+        ("tidegate_gateway_streams{protocol=\"h2\"}", 0.0),
         ("tidegate_gateway_streams_opened_total{outcome=\"fresh\"}", 2.0),
         ("tidegate_gateway_streams_closed_total{reason=\"finished\"}", 2.0),
         ("tidegate_gateway_problems_total{problem=\"malformed-job-id\"}", 1.0),
@@ -107,7 +113,19 @@ async fn the_metrics_of_a_run_are_those_of_the_page_and_count_what_happened() {
         assert_eq!(metric(&engine, series), expected, "{series}");
     }
     assert!(metric(&engine, "tidegate_engine_watch_lag_seconds_count") > 0.0);
-    for text in [gateway, engine] {
+    for (series, expected) in [
+        ("tidegate_worker_connected", 1.0),
+        ("tidegate_worker_slots", 4.0),
+        ("tidegate_worker_jobs{kind=\"demo\"}", 0.0),
+        ("tidegate_worker_jobs_ended_total{kind=\"demo\",outcome=\"completed\"}", 1.0),
+        ("tidegate_worker_jobs_ended_total{kind=\"csv-import\",outcome=\"completed\"}", 0.0),
+        ("tidegate_worker_reports_total{result=\"lease_lost\"}", 0.0),
+    ] {
+        assert_eq!(metric(&worker, series), expected, "{series}");
+    }
+    let stored = metric(&worker, "tidegate_worker_reports_total{result=\"ok\"}");
+    assert!(stored >= 4.0, "three checkpoints and the end are {stored} reports");
+    for text in [gateway, engine, worker] {
         assert!(!text.contains(&job), "a job's id in the metrics");
     }
 }
@@ -118,6 +136,8 @@ async fn a_worker_that_died_shows_as_an_expired_lease() {
     let mut stack = Stack::start(Store::Embedded).await;
     let job = stack.submit("demo", json!({ "steps": 40, "seconds": 20 })).await;
     stack.until(&job, "PROCESSING").await;
+    let worker = stack.worker_metrics().await;
+    assert_eq!(metric(&worker, "tidegate_worker_jobs{kind=\"demo\"}"), 1.0);
     stack.worker.kill();
     let expired = "tidegate_engine_leases_expired_total";
     eventually("the lease expires", async || {
@@ -128,6 +148,33 @@ async fn a_worker_that_died_shows_as_an_expired_lease() {
     let again = "tidegate_engine_attempts_total{kind=\"demo\"}";
     eventually("another attempt begins", async || {
         (metric(&stack.engine_metrics().await, again) == 2.0).then_some(())
+    })
+    .await;
+}
+
+/// j27: what an operator sees of connections that were cut: who had to connect again, and that they did.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_were_cut_show_as_reconnects() {
+    let mut stack = Stack::start(Store::Redis).await;
+    let reconnects = "tidegate_engine_log_reconnects_total{store=\"redis\"}";
+    assert_eq!(metric(&stack.engine_metrics().await, reconnects), 0.0);
+    // Commands and wake-ups have a connection each.
+    redis::cut(&stack.redis_url);
+    eventually("both are made anew", async || {
+        (metric(&stack.engine_metrics().await, reconnects) >= 2.0).then_some(())
+    })
+    .await;
+
+    let reconnects = "tidegate_worker_reconnects_total";
+    assert_eq!(metric(&stack.worker_metrics().await, reconnects), 0.0);
+    stack.engine.kill();
+    eventually("the worker is without an engine", async || {
+        (metric(&stack.worker_metrics().await, "tidegate_worker_connected") == 0.0).then_some(())
+    })
+    .await;
+    stack.engine.start_again();
+    eventually("an engine welcomes it again", async || {
+        (metric(&stack.worker_metrics().await, reconnects) == 1.0).then_some(())
     })
     .await;
 }

@@ -15,10 +15,14 @@ use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{
     Request, Response, Status,
-    transport::{Server, server::TcpIncoming},
+    transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming},
 };
 
-use crate::support::{Options, Stack, Store, eventually, follow};
+use crate::support::{
+    Options, Stack, Store,
+    certificates::{Authority, Certificate},
+    eventually, follow,
+};
 
 /// A span as it arrived.
 #[derive(Clone, Debug)]
@@ -65,13 +69,26 @@ impl TraceService for Collector {
 impl Collector {
     /// Listens until the handle is dropped; also its address.
     fn start() -> (Self, String, AbortOnDropHandle<()>) {
+        let (collector, port, serving) = Self::serve(Server::builder());
+        (collector, format!("http://127.0.0.1:{port}"), serving)
+    }
+
+    /// The same by TLS, as `localhost`.
+    fn start_encrypted(certificate: &Certificate) -> (Self, String, AbortOnDropHandle<()>) {
+        let identity = Identity::from_pem(&certificate.chain, &certificate.key);
+        let server = Server::builder().tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
+        let (collector, port, serving) = Self::serve(server);
+        (collector, format!("https://localhost:{port}"), serving)
+    }
+
+    fn serve(mut server: Server) -> (Self, u16, AbortOnDropHandle<()>) {
         let (collector, incoming) = (Self::default(), TcpIncoming::bind(([127, 0, 0, 1], 0).into()).unwrap());
-        let url = format!("http://{}", incoming.local_addr().unwrap());
+        let port = incoming.local_addr().unwrap().port();
         let service = TraceServiceServer::new(collector.clone());
         let serve = async move {
-            Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+            server.add_service(service).serve_with_incoming(incoming).await.unwrap();
         };
-        (collector, url, AbortOnDropHandle::new(tokio::spawn(serve)))
+        (collector, port, AbortOnDropHandle::new(tokio::spawn(serve)))
     }
 
     /// The spans of a trace, once all these have come.
@@ -136,6 +153,24 @@ async fn one_job_is_one_trace_from_the_request_to_the_worker_and_back() {
     assert_eq!(opened, ["follow", "GET /api/progress/{jobId}"]);
     let commits = collector.0.lock().iter().filter(|span| span.name == "commit").count();
     assert_eq!(commits, 3, "a job's events have spans of their own");
+}
+
+/// A part without an export is no hole in the trace of others; and who exports does so by TLS.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trace_goes_through_parts_that_export_nothing_to_a_worker_that_does_by_tls() {
+    const TRACE: &str = "5cf92f3577b34da6a3ce929d0e0e4736";
+    const CALLER: &str = "00f067aa0ba902b7";
+    let authority = Authority::new();
+    let (collector, url, _collecting) = Collector::start_encrypted(&authority.sign("localhost"));
+    let worker = vec![format!("--otlp-endpoint={url}"), format!("--otlp-ca={}", authority.file().display())];
+    let stack = Stack::start(Options { worker, ..Options::from(Store::Embedded) }).await;
+    let job = json!({ "kind": "demo", "input": { "steps": 2, "seconds": 0.2 } });
+    let submit = stack.client.request(Method::POST, &["api", "jobs"]).json(&job);
+    let submit = submit.header("traceparent", format!("00-{TRACE}-{CALLER}-01"));
+    stack.client.call(submit).await.unwrap();
+    let spans = collector.trace(TRACE, &["run"]).await;
+    let found: Vec<_> = spans.iter().map(|span| (&*span.name, &*span.parent)).collect();
+    assert_eq!(found, [("run", CALLER)], "{spans:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

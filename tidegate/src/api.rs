@@ -12,11 +12,13 @@ use std::{
 };
 
 use reqwest::{
-    Method, RequestBuilder, Response, StatusCode, Url,
+    Certificate, Method, RequestBuilder, Response, StatusCode, Url,
     header::{self, HeaderValue},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::tls::Fault;
 
 /// How long an ordinary call may take; streams have no limit but their silence.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -31,6 +33,17 @@ pub enum Error {
     /// What is to be presented is no token.
     #[error("{0} is no token: one line of printable ASCII")]
     BadToken(String),
+    /// The file of certificates to trust holds none.
+    #[error("--ca {0}")]
+    BadCa(String),
+    /// The server cannot be trusted, or does not speak TLS.
+    #[error("{server}: {fault}\n  {}", .fault.advice())]
+    Untrusted {
+        /// The server's address.
+        server: String,
+        /// What is wrong.
+        fault: Fault,
+    },
     /// No answer: refused, timed out, or cut before the status line.
     #[error(
         "cannot reach {server}: {cause}\n  is `tidegate` running there? Another address: --server URL or TIDEGATE_SERVER"
@@ -124,14 +137,24 @@ impl Client {
     /// A client of the gateway at `server`, such as `http://127.0.0.1:8080`; a path prefix is kept.
     ///
     /// # Errors
-    /// [`Error::BadServer`] when `server` is no `http` URL.
+    /// [`Error::BadServer`] when `server` is no `http` or `https` URL.
     pub fn new(server: &str) -> Result<Self, Error> {
+        Self::trusting(server, None)
+    }
+
+    /// Like [`Client::new`], and trusts the certificates (PEM) in the file `ca` beside the system's.
+    ///
+    /// # Errors
+    /// [`Error::BadCa`], too.
+    pub fn trusting(server: &str, ca: Option<&Path>) -> Result<Self, Error> {
         let bad = |why: String| Error::BadServer(server.to_owned(), why);
         let base: Url =
             server.parse().map_err(|e| bad(format!("{e}; an address looks like http://127.0.0.1:8080")))?;
-        if base.scheme() != "http" || base.host().is_none() {
-            return Err(bad("only http:// addresses are supported".into()));
+        let encrypted = base.scheme() == "https";
+        if !(encrypted || base.scheme() == "http") || base.host().is_none() {
+            return Err(bad("it must begin with http:// or https://".into()));
         }
+        let trusted = ca.map(certificates).transpose()?.unwrap_or_default();
         let mut http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -140,6 +163,8 @@ impl Client {
             // A proxy of the environment cannot reach this machine's own loopback address.
             http = http.no_proxy();
         }
+        // Reading the system's certificates takes time, and fails where there are none.
+        http = if encrypted { http.tls_certs_merge(trusted) } else { http.tls_certs_only([]) };
         let http = http.build().map_err(|e| bad(innermost(&e)))?;
         Ok(Self { http, base, authorization: None, token_file: None })
     }
@@ -259,7 +284,21 @@ impl Client {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Error {
-        Error::Unreachable { server: self.server().to_owned(), cause: innermost(error) }
+        let server = self.server().to_owned();
+        match Fault::of(error) {
+            Some(fault) => Error::Untrusted { server, fault },
+            None => Error::Unreachable { server, cause: innermost(error) },
+        }
+    }
+}
+
+/// The certificates in a file, at least one.
+fn certificates(path: &Path) -> Result<Vec<Certificate>, Error> {
+    let bad = |why: &dyn std::fmt::Display| Error::BadCa(format!("{}: {why}", path.display()));
+    let text = fs::read(path).map_err(|error| bad(&error))?;
+    match Certificate::from_pem_bundle(&text) {
+        Ok(found) if !found.is_empty() => Ok(found),
+        _ => Err(bad(&"it holds no certificate: PEM is expected")),
     }
 }
 
@@ -322,8 +361,12 @@ mod tests {
 
     #[test]
     fn addresses_that_cannot_work_are_refused() {
-        for bad in ["", "localhost:8080", "https://a", "ftp://a", "http://"] {
+        for bad in ["", "localhost:8080", "ftp://a", "http://", "https://"] {
             assert!(matches!(Client::new(bad), Err(Error::BadServer(..))), "{bad:?}");
+        }
+        let no_certificates = [Path::new("Cargo.toml"), Path::new("/does/not/exist")];
+        for bad in no_certificates {
+            assert!(matches!(Client::trusting("https://a", Some(bad)), Err(Error::BadCa(_))), "{bad:?}");
         }
     }
 }

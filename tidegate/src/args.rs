@@ -65,6 +65,10 @@ pub struct Serve {
     /// The engine's /metrics, /healthz and /readyz
     #[arg(long, env = "TIDEGATE_ENGINE_ADMIN_LISTEN", default_value = "127.0.0.1:9465", value_name = "ADDR")]
     pub engine_admin_listen: String,
+    /// A file with the token that /metrics and /loglevel of both admin ports ask for, as `Authorization: Bearer …`; read for
+    /// each request. Nobody is asked without it
+    #[arg(long, env = "TIDEGATE_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
     /// The directory of the embedded log and of what jobs produce
     #[arg(long, env = "TIDEGATE_DATA_DIR", default_value = "./tidegate-data", value_name = "DIR")]
     pub data_dir: PathBuf,
@@ -124,9 +128,12 @@ pub enum Command {
 /// Which gateway to talk to.
 #[derive(Args, Debug)]
 pub struct Target {
-    /// The gateway's address
+    /// The gateway's address, http:// or https://
     #[arg(long, env = "TIDEGATE_SERVER", default_value = DEFAULT_SERVER, value_name = "URL")]
     pub server: String,
+    /// A file of certificates (PEM) to trust beside the system's: your own authority's
+    #[arg(long, env = "TIDEGATE_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
     /// The token or API key to present; others on this machine can see it there: --token-file hides it
     #[arg(long, env = "TIDEGATE_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub token: Option<String>,
@@ -341,6 +348,7 @@ mod tests {
             let twin = match long {
                 // Named by OpenTelemetry, and set for every process of a machine.
                 "otlp-endpoint" => "OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(),
+                "otlp-ca" => "OTEL_EXPORTER_OTLP_CERTIFICATE".to_owned(),
                 _ => format!("TIDEGATE_{}", long.to_uppercase().replace('-', "_")),
             };
             assert_eq!(arg.get_env().and_then(|e| e.to_str()), Some(&*twin), "--{long}");

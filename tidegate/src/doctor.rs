@@ -40,7 +40,16 @@ pub(crate) async fn run(args: &args::Doctor, client: &Client) -> Result<u8, Fail
         Some(origin) => kinds.header(header::ORIGIN, origin),
         None => kinds,
     };
-    let answer = client.accepted(client.send(kinds.timeout(stream::PATIENCE)).await?).await?;
+    let answer = match client.send(kinds.timeout(stream::PATIENCE)).await {
+        Err(api::Error::Untrusted { fault, .. }) => {
+            let found = [Finding::fault("tls", fault.to_string(), fault.advice())];
+            print(&found, args.json)?;
+            return Ok(1);
+        }
+        answer => client.accepted(answer?).await?,
+    };
+    let encrypted = answer.url().scheme() == "https";
+    found.extend(encrypted.then(|| Finding::well("tls", "the certificate is trusted, and for this name")));
     let headers = answer.headers().clone();
     found.push(findings::clock(&headers, SystemTime::now()));
     let offers: Value = answer.json().await.map_err(|error| client.foreign(error.to_string()))?;
@@ -58,6 +67,7 @@ pub(crate) async fn run(args: &args::Doctor, client: &Client) -> Result<u8, Fail
             };
             clean_up(client, &job).await;
             found.extend(findings::of_stream(&measured));
+            found.extend(measured.version.map(|version| findings::version(version, encrypted)));
             let origin = args.origin.as_deref().zip(preflight.as_ref());
             found.push(findings::cors(origin.map(|(origin, preflight)| (origin, &headers, preflight))));
         }

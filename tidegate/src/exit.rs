@@ -51,7 +51,8 @@ impl Failure {
     /// The exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Api(api::Error::BadServer(..) | api::Error::BadToken(_)) => USAGE,
+            Self::Usage(_)
+            | Self::Api(api::Error::BadServer(..) | api::Error::BadToken(_) | api::Error::BadCa(_)) => USAGE,
             Self::Api(api::Error::Refused(problem)) if problem.status < 500 => REFUSED,
             Self::Api(_) => UNAVAILABLE,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => PIPE_CLOSED,

@@ -13,6 +13,7 @@ pub mod follow;
 pub mod serve;
 pub mod sse;
 pub mod text;
+pub mod tls;
 pub mod token;
 pub mod view;
 pub mod watch;

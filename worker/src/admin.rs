@@ -1,20 +1,47 @@
-//! The worker's admin port: `/healthz` (the process lives) and `/readyz` (an engine has welcomed it and may assign jobs).
+//! The worker's admin port: what it counts, and whether an engine has welcomed it and may assign jobs.
 //!
-//! Ready means assignable, not merely connected: a worker that drains, or whose engine does, says so. Says nothing of
-//! jobs, so it asks nobody who they are.
+//! Ready means assignable, not merely connected: a worker that drains, or whose engine does, says so.
 
-use std::net::{SocketAddr, TcpListener};
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
 
-use axum::{Router, http::StatusCode, routing::get};
+use tidegate_telemetry::admin::{self, AdminToken, Part};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Status, config::ConfigError};
+use crate::{Metrics, Status, config::ConfigError};
+
+/// What the port shows.
+#[derive(Clone)]
+struct Admin {
+    status: watch::Receiver<Status>,
+    metrics: Arc<Metrics>,
+}
+
+impl Part for Admin {
+    async fn metrics(&self) -> String {
+        self.metrics.render()
+    }
+
+    async fn ready(&self) -> Result<(), String> {
+        let why = match *self.status.borrow() {
+            Status::Connected => return Ok(()),
+            Status::Connecting => "no engine has welcomed the worker",
+            Status::Draining => "draining",
+            Status::Stopped => "stopped",
+        };
+        Err(why.to_owned())
+    }
+}
 
 /// Binds `addr` and serves until the handle is dropped.
 pub(crate) fn serve(
     addr: SocketAddr,
+    token: Option<AdminToken>,
     status: watch::Receiver<Status>,
+    metrics: Arc<Metrics>,
 ) -> Result<AbortOnDropHandle<()>, ConfigError> {
     let bind = || {
         let listener = TcpListener::bind(addr)?;
@@ -23,17 +50,7 @@ pub(crate) fn serve(
     };
     let listener = bind()
         .map_err(|error| ConfigError(vec![format!("cannot listen on {addr} (--admin-listen): {error}")]))?;
-    let ready = move || {
-        let answer = match *status.borrow() {
-            Status::Connected => (StatusCode::OK, "ready\n"),
-            Status::Connecting => (StatusCode::SERVICE_UNAVAILABLE, "no engine has welcomed the worker\n"),
-            Status::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-            Status::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped\n"),
-        };
-        std::future::ready(answer)
-    };
-    let router = Router::new().route("/healthz", get(async || "alive\n")).route("/readyz", get(ready));
-    let router = router.merge(tidegate_telemetry::loglevel::routes());
+    let router = admin::router(Admin { status, metrics }, token);
     Ok(AbortOnDropHandle::new(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the admin port failed");
@@ -63,10 +80,12 @@ mod tests {
         let held = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = held.local_addr().unwrap();
         let status = watch::Sender::new(Status::Connecting);
-        let taken = serve(addr, status.subscribe()).err().unwrap();
+        let metrics = Arc::new(Metrics::new(["demo"].into_iter(), 1));
+        let serve = || serve(addr, None, status.subscribe(), metrics.clone());
+        let taken = serve().err().unwrap();
         assert!(taken.to_string().contains("--admin-listen"), "{taken}");
         drop(held);
-        let _admin = serve(addr, status.subscribe()).unwrap();
+        let _admin = serve().unwrap();
         for (now, code) in [
             (Status::Connecting, " 503 "),
             (Status::Connected, " 200 "),
@@ -79,5 +98,6 @@ mod tests {
             assert!(answer.contains(code), "{now:?}: {answer}");
             assert!(get(addr, "/healthz").await.contains(" 200 "));
         }
+        assert!(get(addr, "/metrics").await.contains("\ntidegate_worker_slots 1\n"));
     }
 }

@@ -12,6 +12,7 @@ use std::{
 use clap::Parser;
 use serde::{Deserialize, de::IgnoredAny};
 use tidegate_proto::bearer::Bearer;
+use tidegate_telemetry::admin::AdminToken;
 use tokio::sync::watch;
 
 use crate::{
@@ -71,9 +72,13 @@ pub struct Args {
     /// A file with the token or API key that the engine asks for; read again when it changes.
     #[arg(long, value_name = "FILE", env = "TIDEGATE_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
-    /// Where /healthz and /readyz are served; nowhere by default.
+    /// Where /metrics, /healthz and /readyz are served, such as 127.0.0.1:9466; nowhere by default.
     #[arg(long, value_name = "ADDR", env = "TIDEGATE_WORKER_ADMIN_LISTEN")]
     pub admin_listen: Option<SocketAddr>,
+    /// A file with the token that /metrics and /loglevel of the admin port ask for, as `Authorization: Bearer …`; read for
+    /// each request. Nobody is asked without it.
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_ADMIN_TOKEN_FILE")]
+    pub admin_token_file: Option<PathBuf>,
     /// How many seconds running jobs may go on after SIGTERM, before they are given back to the engine.
     #[arg(long, value_name = "SECONDS", env = "TIDEGATE_GRACE_SECONDS", default_value = "5")]
     pub grace_seconds: u32,
@@ -109,8 +114,10 @@ pub struct Settings {
     pub grace: Duration,
     /// What the engines are shown.
     pub bearer: Bearer,
-    /// Where health is served, if anywhere.
+    /// Where metrics and health are served, if anywhere.
     pub admin_listen: Option<SocketAddr>,
+    /// What operators present there; without it nobody is asked.
+    pub admin_token: Option<AdminToken>,
     /// The settings of the kinds.
     pub kinds: KindSettings,
 }
@@ -128,10 +135,14 @@ impl Args {
     pub fn settings(self) -> Result<Settings, ConfigError> {
         let exec = self.config.as_deref().map_or(Ok(Vec::new()), read_exec);
         let bearer = self.token_file.as_deref().map_or(Ok(Bearer::default()), Bearer::file);
-        let (exec, bearer) = match (exec, bearer.map_err(|error| error.to_string())) {
-            (Ok(exec), Ok(bearer)) => (exec, bearer),
-            (exec, bearer) => {
-                return Err(ConfigError(exec.err().into_iter().chain(bearer.err()).collect()));
+        let bearer = bearer.map_err(|error| error.to_string());
+        let admin_token = self.admin_token_file.as_deref().map(AdminToken::file).transpose();
+        let admin_token = admin_token.map_err(|error| error.to_string());
+        let (exec, bearer, admin_token) = match (exec, bearer, admin_token) {
+            (Ok(exec), Ok(bearer), Ok(admin_token)) => (exec, bearer, admin_token),
+            (exec, bearer, admin_token) => {
+                let errors = exec.err().into_iter().chain(bearer.err()).chain(admin_token.err());
+                return Err(ConfigError(errors.collect()));
             }
         };
         Ok(Settings {
@@ -141,6 +152,7 @@ impl Args {
             grace: Duration::from_secs(self.grace_seconds.into()),
             bearer,
             admin_listen: self.admin_listen,
+            admin_token,
             kinds: KindSettings { import_dirs: self.import_dirs, data_dir: self.data_dir, exec },
         })
     }

@@ -57,11 +57,13 @@ pub mod config;
 pub mod context;
 pub mod handler;
 pub mod kinds;
+mod metrics;
 mod session;
 pub mod worker;
 
 pub use context::{JobContext, Progress, ReportError, StopReason};
 pub use handler::{JobError, JobHandler, JobResult, Offer};
+pub use metrics::Metrics;
 pub use tidegate_proto::v1::LogLevel;
 pub use worker::{BuildError, Status, Worker};
 
@@ -80,8 +82,10 @@ pub async fn run(
     status: watch::Sender<Status>,
     shutdown: CancellationToken,
 ) -> Result<(), config::ConfigError> {
-    let admin = settings.admin_listen.map(|addr| admin::serve(addr, status.subscribe())).transpose()?;
+    let (listen, token) = (settings.admin_listen, settings.admin_token.clone());
     let worker = settings.into_worker(status)?;
+    let admin =
+        listen.map(|addr| admin::serve(addr, token, worker.status(), worker.metrics())).transpose()?;
     worker.run(shutdown).await;
     drop(admin);
     Ok(())

@@ -19,7 +19,7 @@ use tidegate_proto::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::JobHandler;
+use crate::{JobHandler, Metrics};
 
 /// Where a worker stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,7 @@ pub(crate) struct Plan {
     coalesce: bool,
     kinds: Vec<v1::WorkerKind>,
     handlers: HashMap<String, Arc<dyn JobHandler>>,
+    metrics: Arc<Metrics>,
 }
 
 impl Worker {
@@ -101,6 +102,11 @@ impl Worker {
     /// Follows the worker's status.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
+    }
+
+    /// What the worker counts, for whoever serves it.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.plan.metrics.clone()
     }
 
     /// Works until `shutdown` is cancelled and the jobs at hand are finished or given back.
@@ -205,7 +211,8 @@ impl WorkerBuilder {
             _ => return Err(errors),
         };
         let Self { name, capacity, grace, coalesce, status, bearer, .. } = self;
-        let plan = Plan { engines, name, capacity, grace, bearer, coalesce, kinds, handlers };
+        let metrics = Arc::new(Metrics::new(kinds.iter().map(|kind| &*kind.kind), capacity));
+        let plan = Plan { engines, name, capacity, grace, bearer, coalesce, kinds, handlers, metrics };
         Ok(Worker { plan, status })
     }
 }

@@ -15,6 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use http::Version;
 use http_body::{Body, Frame};
 use tidegate_proto::cursor::{Cursor, CursorError};
 
@@ -127,6 +128,14 @@ impl Bundle {
             (false, true) => Ok(None),
             (true, _) => Ok(Some(Self::new(members, registry.metrics(), permit))),
         }
+    }
+
+    /// Counts each of its streams as open, over this version of HTTP.
+    pub(crate) fn over(mut self, version: Version) -> Self {
+        for member in &mut self.members {
+            member.viewer = member.viewer.take().map(|viewer| viewer.over(version));
+        }
+        self
     }
 
     fn new(members: Vec<Member>, metrics: Arc<Metrics>, permit: StreamPermit) -> Self {

@@ -119,9 +119,10 @@ async fn watch_on(mut client: Client, hub: &Hub, engine: &Engine, timing: Timing
     let began = Instant::now();
     let span = tracing::info_span!(target: trace::TARGET, "follow", otel.kind = "client", job = &*hub.job_id);
     // What breaks later is nobody's request any more.
-    let span = trace::child_of(span, if first_time { &hub.opener } else { "" });
+    let opener = if first_time { &hub.opener } else { "" };
+    let span = trace::child_of(span, opener);
     let mut request = Request::new(request);
-    span.in_scope(|| trace::carry(request.metadata_mut()));
+    trace::carry_on(&trace::pass(&span, opener), request.metadata_mut());
     let opening = timeout(timing.open, client.watch_job(request)).instrument(span);
     let mut stream = opening.await.map_err(late)??.into_inner();
     let first = timeout(timing.open, stream.message()).await.map_err(late)??;

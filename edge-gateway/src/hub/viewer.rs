@@ -25,6 +25,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use http::Version;
 use http_body::{Body, Frame};
 use tidegate_proto::cursor::Cursor;
 
@@ -45,6 +46,8 @@ pub(crate) struct Viewer {
     up_to_date: bool,
     /// Set with the last frame.
     closed: Option<&'static str>,
+    /// What it is counted as; nothing until [`Viewer::over`].
+    version: Option<Version>,
     _permit: Option<StreamPermit>,
 }
 
@@ -58,7 +61,6 @@ impl Viewer {
         greeting: Bytes,
         permit: Option<StreamPermit>,
     ) -> Self {
-        hub.metrics.active.increment(1.0);
         Self {
             hub,
             tenure,
@@ -69,8 +71,16 @@ impl Viewer {
             opened: Instant::now(),
             up_to_date: false,
             closed: None,
+            version: None,
             _permit: permit,
         }
+    }
+
+    /// Counts it as open, over this version of HTTP.
+    pub(crate) fn over(mut self, version: Version) -> Self {
+        self.hub.metrics.active(version).increment(1.0);
+        self.version = Some(version);
+        self
     }
 
     /// The next frames, the end, or a wait.
@@ -221,7 +231,9 @@ impl Body for Viewer {
 
 impl Drop for Viewer {
     fn drop(&mut self) {
-        self.hub.metrics.active.decrement(1.0);
+        if let Some(version) = self.version {
+            self.hub.metrics.active(version).decrement(1.0);
+        }
         self.hub.metrics.lifetime.record(self.opened.elapsed());
         self.hub.metrics.closed(self.closed.unwrap_or("client-left"));
     }

@@ -218,6 +218,7 @@ impl Shared {
         let error: RedisError = match answer {
             Ok(Ok(answer)) => {
                 if self.away.swap(false, Ordering::Relaxed) {
+                    self.metrics.limit_reconnects.increment(1);
                     tracing::info!("the Redis of the limits is back: they are shared again");
                 }
                 return Some(answer);

@@ -5,7 +5,7 @@ use axum::{
     extract::{Query, State, rejection::QueryRejection},
     response::Response,
 };
-use http::{HeaderMap, Method, Uri};
+use http::{HeaderMap, Method, Uri, Version};
 use utoipa::{
     IntoParams,
     openapi::{
@@ -45,7 +45,7 @@ pub(crate) async fn follow(
     State(app): State<App>,
     May(caller): Reader,
     client: Client,
-    method: Method,
+    (method, version): (Method, Version),
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -61,7 +61,10 @@ pub(crate) async fn follow(
         return Ok(stream(Body::empty()));
     }
     let jobs: Vec<&str> = jobs.iter().map(JobId::as_str).collect();
-    let attach = async |permit| Bundle::open(&app.registry, &caller, &jobs, &positions, permit).await;
+    let attach = async |permit| {
+        let bundle = Bundle::open(&app.registry, &caller, &jobs, &positions, permit).await?;
+        Ok(bundle.map(|bundle| bundle.over(version)))
+    };
     open(&app, client, &caller, accept, attach).await
 }
 

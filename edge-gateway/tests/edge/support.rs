@@ -84,13 +84,14 @@ impl Edge {
     /// The same of any gateway.
     pub(crate) async fn metric_of(admin: SocketAddr, name: &str) -> f64 {
         let text = client::request(admin, "GET", "/metrics", "", "").await.text().await;
-        let line = text.lines().find(|line| line.split(' ').next() == Some(name));
-        line.unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
-            .rsplit(' ')
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap()
+        // The sum over all labels, unless `name` has some.
+        let of = |line: &&str| {
+            line.split(' ').next() == Some(name)
+                || line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'))
+        };
+        let values =
+            text.lines().filter(of).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+        values.reduce(|a, b| a + b).unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
     }
 
     /// Begins the drain.

@@ -31,7 +31,7 @@ mod tail;
 use std::{
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -96,6 +96,8 @@ pub struct RedisStore {
     vitals: Vitals,
     /// Which partition is asked first, in turn.
     turn: AtomicUsize,
+    /// How often the listener subscribed.
+    subscriptions: Arc<AtomicU64>,
     _listener: AbortOnDropHandle<()>,
 }
 
@@ -127,11 +129,13 @@ impl RedisStore {
         });
         let partitions = try_join_all(parts).await?;
         let patience = options.patience;
-        let listener = hints::Listener { server, channels, hints: hints.clone(), patience };
+        let subscriptions: Arc<AtomicU64> = Arc::default();
+        let (told, subscribed) = (hints.clone(), subscriptions.clone());
+        let listener = hints::Listener { server, channels, hints: told, patience, subscriptions: subscribed };
         let vitals = common.vitals;
         let hears = vitals.pulse("the subscription to hints", patience * 3);
         let listener = AbortOnDropHandle::new(tokio::spawn(listener.listen(hears)));
-        Ok(Self { partitions, hints, vitals, turn: AtomicUsize::new(0), _listener: listener })
+        Ok(Self { partitions, hints, vitals, turn: AtomicUsize::new(0), subscriptions, _listener: listener })
     }
 
     /// The partition of a stream, or of an index's member.
@@ -330,6 +334,11 @@ impl Store for RedisStore {
 
     fn generation(&self) -> u64 {
         self.partitions.iter().map(Partition::generation).sum()
+    }
+
+    fn reconnects(&self) -> u64 {
+        let subscribed_again = self.subscriptions.load(Ordering::Relaxed).saturating_sub(1);
+        self.partitions.iter().map(Partition::reconnects).sum::<u64>() + subscribed_again
     }
 
     fn is_whole(&self) -> bool {

@@ -1,5 +1,6 @@
 //! What every system test needs: processes that can be killed, a whole Tidegate, and conditions to wait for.
 
+pub(crate) mod certificates;
 pub(crate) mod fleet;
 pub(crate) mod herd;
 mod process;
@@ -110,10 +111,16 @@ pub(crate) async fn follow(mut follower: Follower, mut seen_one: impl FnMut(&Eve
     }
 }
 
-/// The value of a series: its name and labels as they stand before the value in `text`.
+/// The value of a series: its name and labels as they stand before the value in `text`. Of a name alone, the sum over
+/// all labels.
 pub(crate) fn metric(text: &str, series: &str) -> f64 {
-    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
-    value.unwrap_or_else(|| panic!("no {series} in:\n{text}"))
+    let value = |line: &str| -> Option<f64> {
+        let rest = line.strip_prefix(series)?;
+        let labels = rest.strip_prefix('{').and_then(|labels| labels.rsplit(' ').next());
+        labels.or(rest.strip_prefix(' '))?.parse().ok()
+    };
+    let values = text.lines().filter_map(value);
+    values.reduce(|a, b| a + b).unwrap_or_else(|| panic!("no {series} in:\n{text}"))
 }
 
 /// What a gateway counts, as text; `admin` is `host:port`.

@@ -45,6 +45,19 @@ async fn run(scratch: &Path, port: u16, fsync: &str) -> Process {
     process
 }
 
+/// Cuts all connections of others to a Redis: for commands, and for what is published.
+pub(crate) fn cut(url: &str) {
+    let mut socket = TcpStream::connect(url.strip_prefix("redis://").unwrap()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    for kind in ["normal", "pubsub"] {
+        socket.write_all(format!("CLIENT KILL TYPE {kind} SKIPME yes\r\n").as_bytes()).unwrap();
+        let mut answer = [0; 16];
+        let read = socket.read(&mut answer).unwrap();
+        assert!(answer.starts_with(b":") && read > 3, "{:?}", String::from_utf8_lossy(&answer));
+        assert_ne!(answer[1], b'0', "there was no connection of the type {kind}");
+    }
+}
+
 fn answers(port: u16) -> bool {
     let ping = || -> std::io::Result<bool> {
         let mut socket = TcpStream::connect(("127.0.0.1", port))?;

@@ -24,6 +24,8 @@ pub(crate) struct Options {
     pub(crate) engine: Vec<String>,
     /// Flags of the gateway.
     pub(crate) gateway: Vec<String>,
+    /// Flags of the worker.
+    pub(crate) worker: Vec<String>,
     /// Flags of everybody.
     pub(crate) all: Vec<String>,
     /// The commands that `exec` may run, as TOML.
@@ -32,7 +34,8 @@ pub(crate) struct Options {
 
 impl From<Store> for Options {
     fn from(store: Store) -> Self {
-        Self { store, engine: Vec::new(), gateway: Vec::new(), all: Vec::new(), config: String::new() }
+        let none = Vec::new;
+        Self { store, engine: none(), gateway: none(), worker: none(), all: none(), config: String::new() }
     }
 }
 
@@ -42,6 +45,8 @@ pub(crate) struct Stack {
     pub(crate) worker: Process,
     pub(crate) engine: Process,
     _redis: Option<Process>,
+    /// Empty on the embedded store.
+    pub(crate) redis_url: String,
     pub(crate) client: Client,
     /// Addresses as `host:port`.
     pub(crate) http: String,
@@ -50,6 +55,7 @@ pub(crate) struct Stack {
     /// What the worker offers.
     kinds: Vec<String>,
     engine_admin: String,
+    worker_admin: String,
     scratch: TempDir,
 }
 
@@ -62,10 +68,11 @@ impl Stack {
         fs::create_dir_all(dir.join("import")).unwrap();
         fs::create_dir_all(dir.join("data")).unwrap();
         fs::write(dir.join("worker.toml"), &options.config).unwrap();
-        let [http, grpc, gateway_admin, engine_admin] =
-            [(); 4].map(|()| format!("127.0.0.1:{}", free_port()));
+        let [http, grpc, gateway_admin, engine_admin, worker_admin] =
+            [(); 5].map(|()| format!("127.0.0.1:{}", free_port()));
 
         let mut engine = vec![format!("--grpc-listen={grpc}"), format!("--admin-listen={engine_admin}")];
+        let mut redis_url = String::new();
         let redis = match options.store {
             Store::Embedded => {
                 engine.push(format!("--data-dir={}", dir.join("data").display()));
@@ -74,6 +81,7 @@ impl Stack {
             Store::Redis => {
                 let (process, url) = redis::start(dir).await;
                 engine.push(format!("--redis={url}"));
+                redis_url = url;
                 Some(process)
             }
         };
@@ -90,9 +98,10 @@ impl Stack {
             format!("--data-dir={}", dir.join("data").display()),
             format!("--import-dir={}", dir.join("import").display()),
             format!("--config={}", dir.join("worker.toml").display()),
+            format!("--admin-listen={worker_admin}"),
             "--capacity=4".to_owned(),
         ];
-        let worker = worker.into_iter().chain(options.all.clone()).collect();
+        let worker = worker.into_iter().chain(options.worker).chain(options.all.clone()).collect();
         let client = Client::new(&format!("http://{http}")).unwrap();
         let engine = Process::start("engine", &binary("job-engine"), engine, dir);
         let gateway = gateway.into_iter().chain(options.gateway).chain(options.all).collect();
@@ -106,11 +115,13 @@ impl Stack {
             worker,
             engine,
             _redis: redis,
+            redis_url,
             client,
             http,
             gateway_admin,
             grpc,
             engine_admin,
+            worker_admin,
             kinds,
             scratch,
         };
@@ -194,5 +205,10 @@ impl Stack {
     /// The engine's metrics, as text.
     pub(crate) async fn engine_metrics(&self) -> String {
         metrics(&self.engine_admin).await
+    }
+
+    /// The worker's metrics, as text.
+    pub(crate) async fn worker_metrics(&self) -> String {
+        metrics(&self.worker_admin).await
     }
 }

@@ -34,7 +34,8 @@ It follows a job that is due in an hour, as a browser would, for half a minute; 
 where the browsers are: it sees what lies between itself and the gateway. Every fault comes with what to change.
 
 Examples:
-  tidegate doctor http://tidegate.example --token-file token
+  tidegate doctor https://tidegate.example --token-file token
+  tidegate doctor https://localhost:8443 --ca ca.pem  # with your own authority
   tidegate doctor --origin https://app.example        # may that page follow jobs?
   tidegate doctor --redis redis://127.0.0.1:6379      # does the log's Redis evict?
 

@@ -123,7 +123,6 @@ pub(super) fn of_stream(measured: &Measured) -> Vec<Finding> {
     if measured.at_once.is_some() {
         found.push(end(measured.end));
     }
-    found.extend(measured.version.map(version));
     found.extend(caching(&measured.headers));
     found
 }
@@ -183,9 +182,18 @@ fn end(end: Option<Duration>) -> Finding {
     }
 }
 
-fn version(version: Version) -> Finding {
+/// Whether a browser's streams share a connection; `encrypted` if they could.
+pub(super) fn version(version: Version, encrypted: bool) -> Finding {
     if version >= Version::HTTP_2 {
         return Finding::well("http", "HTTP/2: streams share one connection");
+    }
+    if encrypted {
+        return Finding::warning(
+            "http",
+            "HTTPS without HTTP/2: the server does not offer h2 by ALPN, so a browser opens at most six connections to it, all \
+             tabs together; the seventh stream waits in silence",
+            "offer it: nginx http2 on, HAProxy alpn h2,http/1.1, the load balancer's HTTP/2 setting; the gateway itself does",
+        );
     }
     Finding::warning(
         "http",
@@ -305,6 +313,10 @@ mod tests {
         assert_eq!(at_once((6, 8)).level, Level::Fault);
         assert_eq!(end(None).level, Level::Fault);
         assert_eq!(silence(Silence::Lasted(Duration::from_secs(40))).level, Level::Fault);
-        assert_eq!(version(Version::HTTP_11).level, Level::Warning);
+        for (encrypted, words) in [(false, "HTTP/1.1"), (true, "ALPN")] {
+            let found = version(Version::HTTP_11, encrypted);
+            assert!(found.level == Level::Warning && found.what.contains(words), "{found:?}");
+            assert_eq!(version(Version::HTTP_2, encrypted).level, Level::Well);
+        }
     }
 }

@@ -117,6 +117,7 @@ fn gateway(
     // The real address is known once the engine is bound.
     flags.push("--engine=http://127.0.0.1".into());
     flags.extend((args.insecure || auth.is_some()).then(|| "--insecure".into()));
+    flags.extend(args.admin_token_file.iter().map(|file| flag("--admin-token-file", file)));
     flags.extend(args.config.iter().map(|file| flag("--config", file)));
     let mut parsed = parse::<edge_gateway::config::Args>(errors, flags)?;
     parsed.edge = args.edge.clone();
@@ -140,6 +141,7 @@ fn engine_flags(args: &Serve) -> Vec<OsString> {
         flag("--data-dir", &args.data_dir),
     ];
     flags.extend(args.redis.as_ref().map(|url| flag("--redis", url)));
+    flags.extend(args.admin_token_file.iter().map(|file| flag("--admin-token-file", file)));
     flags
 }
 

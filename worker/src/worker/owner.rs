@@ -33,6 +33,7 @@ use super::{
 use crate::{
     StopReason,
     context::{Command, Stop, Ticket},
+    metrics::{Counted, Ending},
     session::Session,
 };
 
@@ -63,6 +64,7 @@ struct Running {
     token: String,
     task: AbortHandle,
     stop: Arc<Stop>,
+    counted: Counted,
     /// Set when the engine called the job off: then it reports `stopped`, whatever its handler returns.
     cancelled: bool,
     /// When the task is aborted.
@@ -121,6 +123,8 @@ pub(super) struct Owner {
     backoff: Backoff,
     limits: Limits,
     phase: Phase,
+    /// Whether an engine has ever welcomed it.
+    was_connected: bool,
 }
 
 /// The engine's limits, as its last welcome said.
@@ -156,6 +160,7 @@ impl Owner {
                 batch: 1,
             },
             phase: Phase::Working,
+            was_connected: false,
         }
     }
 
@@ -303,6 +308,7 @@ impl Owner {
                 Phase::Stopping(at) if self.jobs.is_empty() || at <= now => {
                     for (job_id, running) in std::mem::take(&mut self.jobs) {
                         running.task.abort();
+                        running.counted.ended(Ending::Released);
                         self.end(&job_id, &running.token, jobs::released(LEAVING));
                     }
                     self.phase = Phase::Flushing(now + FLUSH_TIME);

@@ -7,7 +7,13 @@
 //! Invariant: nothing is sent to a server that [`inspect`] refused. Everything sent through here is idempotent, because
 //! it is sent again when its answer was lost.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -76,6 +82,8 @@ struct Inner {
     current: Mutex<Current>,
     /// Held by whoever makes a connection.
     connecting: tokio::sync::Mutex<Option<Failure>>,
+    /// Connections made after the first; shared with those that are [`separate`](Connection::separate).
+    reconnects: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -109,14 +117,30 @@ impl Connection {
         acknowledge: Acknowledge,
         patience: Duration,
     ) -> Self {
+        Self::counted(server, origin, acknowledge, patience, Arc::default())
+    }
+
+    fn counted(
+        server: Arc<Server>,
+        origin: Arc<Origin>,
+        acknowledge: Acknowledge,
+        patience: Duration,
+        reconnects: Arc<AtomicU64>,
+    ) -> Self {
         let (current, connecting) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self(Arc::new(Inner { server, origin, acknowledge, patience, current, connecting }))
+        Self(Arc::new(Inner { server, origin, acknowledge, patience, current, connecting, reconnects }))
     }
 
     /// Another connection to the same server, for what blocks.
     pub(super) fn separate(&self) -> Self {
         let inner = &self.0;
-        Self::new(inner.server.clone(), inner.origin.clone(), inner.acknowledge, inner.patience)
+        let (server, origin) = (inner.server.clone(), inner.origin.clone());
+        Self::counted(server, origin, inner.acknowledge, inner.patience, inner.reconnects.clone())
+    }
+
+    /// How many connections were made after the first.
+    pub(super) fn reconnects(&self) -> u64 {
+        self.0.reconnects.load(Ordering::Relaxed)
     }
 
     /// Runs a script, tried again until `give_up`; also says whether it was sent more than once, so that an earlier try
@@ -277,6 +301,9 @@ impl Connection {
         if current.warned != warnings {
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             current.warned = warnings;
+        }
+        if current.made > 0 {
+            inner.reconnects.fetch_add(1, Ordering::Relaxed);
         }
         current.made += 1;
         let live = Live { connection, facts: Arc::new(facts), number: current.made };

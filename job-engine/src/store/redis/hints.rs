@@ -4,7 +4,13 @@
 //! (re)subscription begins with [`Hint::Lost`], which makes listeners look for themselves. A connection that was cut
 //! in silence is noticed by a ping that is not answered. Does not: know what the hints are about.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::StreamExt as _;
 use tokio::{
@@ -23,6 +29,8 @@ pub(super) struct Listener {
     pub(super) hints: broadcast::Sender<Hint>,
     /// See [`super::RedisOptions::patience`].
     pub(super) patience: Duration,
+    /// How many subscriptions there were.
+    pub(super) subscriptions: Arc<AtomicU64>,
 }
 
 impl Listener {
@@ -54,6 +62,7 @@ impl Listener {
         };
         let pubsub = timeout(answer, subscribe).await.map_err(|_| "no answer")?.map_err(text)?;
         pulse.beat();
+        self.subscriptions.fetch_add(1, Ordering::Relaxed);
         // Sending fails only while nobody listens, and then nobody misses anything.
         let _ = self.hints.send(Hint::Lost);
         let (mut pings, mut messages) = pubsub.split();

@@ -343,6 +343,11 @@ impl Partition {
         self.connection.is_up()
     }
 
+    /// How many connections were made after the first of their kind.
+    pub(super) fn reconnects(&self) -> u64 {
+        self.connection.reconnects()
+    }
+
     pub(super) fn generation(&self) -> u64 {
         self.origin.generation()
     }

@@ -15,6 +15,7 @@ use super::{LEAVING, Owner, Phase, Running, line};
 use crate::{
     JobContext, JobError, StopReason,
     context::{Answer, Command, Outcome, Stop, Ticket},
+    metrics::Ending,
     session::Effect,
 };
 
@@ -75,8 +76,8 @@ impl Owner {
             // The owner outlives its tasks.
             let _ = commands.send(Command::Finished { job: finished, outcome }).await;
         });
-        let running =
-            Running { token: job.lease_token.clone(), task, stop, cancelled: false, abort_at: None };
+        let (token, counted) = (job.lease_token.clone(), self.plan.metrics.begins(&job.kind));
+        let running = Running { token, task, stop, counted, cancelled: false, abort_at: None };
         self.jobs.insert(job.job_id.clone(), running);
     }
 
@@ -128,7 +129,9 @@ impl Owner {
                 failure(JobError::fatal("panic", format!("the handler panicked: {text}")))
             }
         };
-        tracing::info!(job = job.job_id, end = name_of(&body), "job ends");
+        let ending = ending(&body);
+        tracing::info!(job = job.job_id, end = ending.name(), "job ends");
+        running.counted.ended(ending);
         self.end(&job.job_id, &job.lease_token, body);
     }
 
@@ -156,6 +159,7 @@ impl Owner {
                     if let Some(running) = self.jobs.remove(&job_id) {
                         tracing::warn!(job = job_id, reason, "lease lost, job dropped");
                         running.task.abort();
+                        running.counted.ended(Ending::Lost);
                     }
                 }
                 Effect::Ended { job_id } => tracing::debug!(job = job_id, "lease returned"),
@@ -186,6 +190,7 @@ impl Owner {
             let Some(running) = self.jobs.remove(&job_id) else { continue };
             tracing::warn!(job = job_id, "job ignored its cancellation and is dropped");
             running.task.abort();
+            running.counted.ended(Ending::Cancelled);
             self.end(&job_id, &running.token, Body::Stopped(v1::Stopped {}));
         }
     }
@@ -207,12 +212,12 @@ fn failure(error: JobError) -> Body {
     })
 }
 
-fn name_of(body: &Body) -> &'static str {
+fn ending(body: &Body) -> Ending {
     match body {
-        Body::Complete(_) => "complete",
-        Body::Fail(_) => "fail",
-        Body::Stopped(_) => "stopped",
-        _ => "released",
+        Body::Complete(_) => Ending::Completed,
+        Body::Fail(_) => Ending::Failed,
+        Body::Stopped(_) => Ending::Cancelled,
+        _ => Ending::Released,
     }
 }
 

@@ -11,9 +11,13 @@ use tidegate_proto::{
 use tokio::time::Instant;
 
 use super::{Limits, Line, Owner, Phase, Up};
-use crate::worker::{
-    Status,
-    link::{self, Dialled, Link},
+use crate::{
+    context::Ticket,
+    session::Effect,
+    worker::{
+        Status,
+        link::{self, Dialled, Link},
+    },
 };
 
 /// The ping interval when the engine does not say.
@@ -29,8 +33,8 @@ impl Owner {
         }
         let effects = match message {
             Message::Assignment(assignment) => return self.assigned(assignment),
-            Message::Ack(ack) => self.session.acked(ack),
-            Message::Acks(acks) => acks.acks.into_iter().flat_map(|ack| self.session.acked(ack)).collect(),
+            Message::Ack(ack) => self.acked(ack),
+            Message::Acks(acks) => acks.acks.into_iter().flat_map(|ack| self.acked(ack)).collect(),
             Message::Cancel(order) => self.session.cancel(order),
             Message::LeaseLost(lost) => self.session.lost(&lost),
             Message::Drain(drain) => {
@@ -49,12 +53,18 @@ impl Owner {
         self.apply(effects);
     }
 
+    fn acked(&mut self, ack: v1::ReportAck) -> Vec<Effect<Ticket>> {
+        self.plan.metrics.answered(ack.result);
+        self.session.acked(ack)
+    }
+
     pub(super) fn dialled(&mut self, dialled: Dialled) {
         self.engine = dialled.engine;
         match dialled.outcome {
             Ok((link, welcome)) => self.connected(link, welcome),
             Err(error) => {
                 tracing::warn!(engine = self.engine_name(), %error, "no engine");
+                self.plan.metrics.connect_failures.increment(1);
                 self.redial(Duration::ZERO);
             }
         }
@@ -62,6 +72,7 @@ impl Owner {
 
     fn connected(&mut self, link: Link, welcome: v1::Welcome) {
         tracing::info!(engine = self.engine_name(), resumed = welcome.resumed.len(), "connected");
+        self.plan.metrics.connected(std::mem::replace(&mut self.was_connected, true));
         let now = Instant::now();
         // Bounded below: a ping a millisecond would be an attack on the engine.
         let ping = duration(welcome.ping_interval).unwrap_or(DEFAULT_PING).max(Duration::from_millis(50));
@@ -96,6 +107,7 @@ impl Owner {
         let lasted = up.since.elapsed();
         tracing::warn!(engine = self.engine_name(), why, "disconnected");
         self.session.disconnected();
+        self.plan.metrics.disconnected();
         if matches!(self.phase, Phase::Working) {
             self.status.send_replace(Status::Connecting);
         }
