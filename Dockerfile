@@ -3,7 +3,8 @@
 #   docker build -t tidegate .
 #   docker run --rm tidegate tidegate --help
 #
-# What a job of the kind `exec` runs must be in the image: base one of your own on this one.
+# A small Debian and not an empty base: jobs of the kind `exec` run programs, and who looks into a container wants a shell. What such
+# a job runs must be in the image: base one of your own on this one.
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src

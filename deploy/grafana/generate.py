@@ -196,7 +196,7 @@ def dashboard(uid, title, description, specs):
     }
 
 
-G, E = "tidegate_gateway_", "tidegate_engine_"
+G, E, W = "tidegate_gateway_", "tidegate_engine_", "tidegate_worker_"
 
 DASHBOARDS = {
     "overview": (
@@ -283,6 +283,11 @@ DASHBOARDS = {
         "The edge: who watches, how fast it reaches them, and why streams end.",
         [
             graph("Open streams", "By gateway.", [(total(G + "streams", "instance"), "{{instance}}")]),
+            graph(
+                "Open streams by protocol",
+                "Over HTTP/1.1 a browser has six connections to a host, all tabs together; over h2 streams share one.",
+                [(total(G + "streams", "protocol"), "{{protocol}}")],
+            ),
             graph(
                 "Delivery lag",
                 "From an event's time to a viewer's connection, by one viewer in 64.",
@@ -416,6 +421,30 @@ DASHBOARDS = {
                 [(rate(E + "reports_total", "result"), "{{result}}")],
                 "ops",
             ),
+            graph(
+                "Running, as workers see it",
+                "Jobs that run, and what could, by worker; of workers that Prometheus scrapes.",
+                [
+                    (total(W + "jobs", "instance"), "{{instance}}: running"),
+                    (total(W + "slots", "instance"), "{{instance}}: slots"),
+                ],
+            ),
+            graph(
+                "Attempts that ended, as workers see it",
+                "By outcome, per second; released: given back, lost: with their lease.",
+                [(rate(W + "jobs_ended_total", "outcome"), "{{outcome}}")],
+                "ops",
+            ),
+            graph(
+                "Workers' connections",
+                "Engines that welcomed a worker again, and tries that failed, per second.",
+                [
+                    (rate(W + "reconnects_total", "instance"), "{{instance}}: reconnects"),
+                    (rate(W + "connect_failures_total", "instance"), "{{instance}}: failures"),
+                ],
+                "ops",
+                0.1,
+            ),
             graph("Checkpoints", "Sizes.", quantiles(E + "checkpoint_bytes"), "bytes"),
         ],
     ),
@@ -463,6 +492,16 @@ DASHBOARDS = {
                 "Lost hints",
                 "Reconnects of the subscription, and overruns; followers then look by themselves.",
                 [(rate(E + "hints_lost_total", "instance"), "{{instance}}")],
+                "ops",
+                0.01,
+            ),
+            graph(
+                "Reconnects",
+                "Connections to Redis that were made again: by engines, and by gateways that share limits.",
+                [
+                    (rate(E + "log_reconnects_total", "instance"), "{{instance}}: log"),
+                    (rate(G + "limit_redis_reconnects_total", "instance"), "{{instance}}: limits"),
+                ],
                 "ops",
                 0.01,
             ),

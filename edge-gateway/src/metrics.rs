@@ -13,11 +13,10 @@ use crate::problems;
 /// What became of a viewer's position when it attached.
 const OUTCOMES: [&str; 5] = ["fresh", "exact", "trimmed", "reset", "finished"];
 /// Why a stream ended; all but the first two are the reasons of goodbyes.
-const REASONS: [&str; 10] = [
+const REASONS: [&str; 9] = [
     "finished",
     "client-left",
     "draining",
-    "too-many-streams",
     "engine-unavailable",
     "deleted",
     "expired",

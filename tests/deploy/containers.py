@@ -183,9 +183,10 @@ class Containers(unittest.TestCase):
         def all_up() -> bool:
             query = f"http://127.0.0.1:{PROMETHEUS}/api/v1/query?query=sum%20by%20(job)%20(up)"
             found = {r["metric"]["job"]: r["value"][1] for r in json.loads(get(query))["data"]["result"]}
-            return tuple(map(found.get, ["tidegate-engine", "tidegate-gateway", "load-balancer"])) == ("2", "2", "1")
+            jobs = ["tidegate-engine", "tidegate-gateway", "tidegate-worker", "load-balancer"]
+            return tuple(map(found.get, jobs)) == ("2", "2", "1", "1")
 
-        until("Prometheus sees two engines, two gateways and the load balancer", all_up)
+        until("Prometheus sees two engines, two gateways, the worker and the load balancer", all_up)
         query = f"http://127.0.0.1:{PROMETHEUS}/api/v1/query?query="
 
         def serving() -> list[str]:

@@ -43,7 +43,8 @@ CASES: dict[str, list[tuple]] = {
     "TidegateNoWorkers": [("tidegate_engine_workers", ENGINE, gauge(3, 0))],
     "TidegateDeliverySlow": histogram("tidegate_gateway_delivery_lag_seconds", GATEWAY, "0.1", "2.5"),
     "TidegateStreamsRefused": [
-        ("tidegate_gateway_streams_closed_total", {**GATEWAY, "reason": "engine-unavailable"}, counter(0, 30)),
+        ("tidegate_gateway_problems_total", {**GATEWAY, "problem": "temporary-reduced-capacity"}, counter(0, 30)),
+        ("tidegate_gateway_streams_closed_total", {**GATEWAY, "reason": "engine-unavailable"}, counter(0, 0)),
         ("tidegate_gateway_streams_closed_total", {**GATEWAY, "reason": "finished"}, counter(50, 50)),
     ],
     "TidegateUpstreamsBreak": [("tidegate_gateway_upstream_breaks_total", GATEWAY, counter(1, 60))],

@@ -5,49 +5,19 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import pathlib
 import re
-import signal
-import socket
 import subprocess
 import tempfile
-import time
 import unittest
 import urllib.parse
 import urllib.request
 
 import rule_cases
 import yaml
+from live import DEADLINE, DEBUG, DEPLOY, ROOT, RULES, Processes, free_port, get, listens, until
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-DEPLOY = ROOT / "deploy"
-RULES = DEPLOY / "prometheus" / "rules.yml"
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
-#: Far beyond what anything here takes, in seconds.
-DEADLINE = 60.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return held.getsockname()[1]
-
-
-def until(what: str, look, seconds: float = DEADLINE):
-    """Waits until `look` finds something."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(OSError):
-            if found := look():
-                return found
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.1)
-
-
-def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return answer.read().decode()
 
 
 def alerts() -> list[dict]:
@@ -119,30 +89,40 @@ class Live(unittest.TestCase):
         cls.stack = contextlib.ExitStack()
         cls.addClassCleanup(cls.stack.close)
         scratch = pathlib.Path(cls.stack.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-prometheus-")))
-        redis, grpc, http, engine, gateway, cls.prometheus = (free_port() for _ in range(6))
-        cls.admin = {"tidegate-engine": f"127.0.0.1:{engine}", "tidegate-gateway": f"127.0.0.1:{gateway}"}
+        start = Processes(scratch, cls.stack).start
+        redis, grpc, http, engine, gateway, worker, cls.prometheus = (free_port() for _ in range(7))
+        cls.admin = {
+            "tidegate-engine": f"127.0.0.1:{engine}",
+            "tidegate-gateway": f"127.0.0.1:{gateway}",
+            "tidegate-worker": f"127.0.0.1:{worker}",
+        }
         cls.api = f"http://127.0.0.1:{http}"
         (scratch / "data").mkdir()
-        debug = ROOT / "target" / "debug"
-        cls.start(scratch, "redis-server", "--port", redis, "--save", "", "--bind", "127.0.0.1", "--dir", scratch)
-        until("Redis listens", lambda: socket.create_connection(("127.0.0.1", redis), 1).close() or True)
-        cls.start(
-            scratch,
-            debug / "job-engine",
+        start("redis", "redis-server", "--port", redis, "--save", "", "--bind", "127.0.0.1", "--dir", scratch)
+        until("Redis listens", lambda: listens(redis))
+        start(
+            "engine",
+            DEBUG / "job-engine",
             f"--grpc-listen=127.0.0.1:{grpc}",
             f"--admin-listen=127.0.0.1:{engine}",
             f"--redis=redis://127.0.0.1:{redis}",
         )
-        cls.start(
-            scratch,
-            debug / "edge-gateway",
+        start(
+            "gateway",
+            DEBUG / "edge-gateway",
             f"--listen=127.0.0.1:{http}",
             f"--admin-listen=127.0.0.1:{gateway}",
             f"--engine=http://127.0.0.1:{grpc}",
         )
-        cls.start(scratch, debug / "tidegate-worker", f"--engine=http://127.0.0.1:{grpc}", f"--data-dir={scratch / 'data'}")
-        cls.start(
-            scratch,
+        start(
+            "worker",
+            DEBUG / "tidegate-worker",
+            f"--engine=http://127.0.0.1:{grpc}",
+            f"--admin-listen=127.0.0.1:{worker}",
+            f"--data-dir={scratch / 'data'}",
+        )
+        start(
+            "prometheus",
             "prometheus",
             f"--config.file={cls.config(scratch)}",
             f"--storage.tsdb.path={scratch / 'tsdb'}",
@@ -150,18 +130,6 @@ class Live(unittest.TestCase):
         )
         until("Prometheus is ready", lambda: get(f"http://127.0.0.1:{cls.prometheus}/-/ready"))
         until("the kinds are on offer", lambda: '"demo"' in get(f"{cls.api}/api/kinds"))
-
-    @classmethod
-    def start(cls, scratch: pathlib.Path, program: object, *arguments: object) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
-        with (scratch / f"{pathlib.Path(str(program)).name}.log").open("wb") as log:
-            process = subprocess.Popen([str(program), *map(str, arguments)], stdout=log, stderr=subprocess.STDOUT, env=kept)
-
-        def end() -> None:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-
-        cls.stack.callback(end)
 
     @classmethod
     def config(cls, scratch: pathlib.Path) -> pathlib.Path:
