@@ -15,6 +15,7 @@
 //! Needs `maxmemory-policy noeviction`; refuses to start otherwise, because an evicted stream is a lost job
 //! ([`inspect`]).
 
+mod change;
 mod cluster;
 mod committer;
 mod confirm;
@@ -47,7 +48,7 @@ use super::{
     Store, StoreError,
 };
 use crate::vitals::Vitals;
-use committer::Change;
+use change::Change;
 use keys::Keys;
 use partition::{Common, Partition, Scripts};
 use server::Server;

@@ -2,9 +2,10 @@
 --
 -- KEYS  1 hint channel; then for each change: state hash, log stream, one key per index change: of the index, queue
 --       or gate; the keys of lanes are made from it, see queues.lua
--- ARGV  for each change: 1 head expected ('': no such stream), 2 head afterwards, 3 drop events before this
---       (0: none), 4 state, 5 hint, 6 number of events (0: delete the stream), 7 number of index changes,
---       8 number of their arguments, then id and data of each event, then each index change, one of:
+-- ARGV  1 hints, 2 the changes' shapes: 13 bytes each, big-endian: u32 number of events (0: delete the stream),
+--       u32 number of index changes, u32 number of their arguments, u8 whether events are dropped;
+--       then for each change: head expected ('': no such stream), head afterwards, state, if its shape says so the
+--       number before which events are dropped, id and data of each event, then each index change, one of:
 --       ms from now, member           put into the index          '', member   remove from the index
 --       'q', member, lane, priority   enqueue in the queue        'd', member, lane, priority   dequeue from it
 --       'e', member, lane, priority, limit, queue's name          enqueue through the gate
@@ -18,9 +19,11 @@
 -- because they make room, and by themselves, because what follows a write is refused no more.
 -- Dropping is by whole nodes of the stream ('~'): to drop each event exactly costs more than to add it. What is left
 -- before the first event kept is never read.
--- Numbers come as the text that is stored: to format one here costs as much as a command.
+-- The hints tell of every change, also of one that did not happen: that costs whoever listens a look.
+-- An argument costs a tenth of what XADD costs, and to format a number here as much as a command: so numbers come as
+-- the text that is stored, and what is for the script alone comes in one piece.
 local KEYS, ARGV = KEYS, ARGV
-local hints, now = {}, nil
+local hints, now = { ARGV[1] }, nil
 
 local function due(after)
   if not now then
@@ -79,7 +82,7 @@ local function leave(gate, lane, member)
 end
 
 -- Makes the change whose keys begin at k and arguments at a.
-local function change(k, a, events, moves)
+local function change(k, a, events, moves, drops)
   local state, log = KEYS[k], KEYS[k + 1]
   local head = call('HGET', state, 'h')
   if (head or '') ~= ARGV[a] then
@@ -87,8 +90,9 @@ local function change(k, a, events, moves)
   end
   -- A log without a state is a remnant. Not removed blindly: after any write, full memory is no longer refused.
   if not head and call('EXISTS', log) == 1 then call('UNLINK', log) end
-  local at, first = a + 8, ARGV[a + 2]
-  local trim = first ~= '0' and tonumber(first) > tonumber(head and call('HGET', state, 'f') or '1')
+  local at, first = a + 3, nil
+  if drops then first, at = ARGV[at], at + 1 end
+  local trim = first and tonumber(first) > tonumber(head and call('HGET', state, 'f') or '1')
   for _ = 1, events do
     if trim then
       call('XADD', log, 'MINID', '~', first, ARGV[at], 'd', ARGV[at + 1])
@@ -100,11 +104,11 @@ local function change(k, a, events, moves)
   if events == 0 then
     call('UNLINK', state, log)
   elseif trim then
-    call('HSET', state, 'h', ARGV[a + 1], 'v', ARGV[a + 3], 'f', first)
+    call('HSET', state, 'h', ARGV[a + 1], 'v', ARGV[a + 2], 'f', first)
   elseif head then
-    call('HSET', state, 'h', ARGV[a + 1], 'v', ARGV[a + 3])
+    call('HSET', state, 'h', ARGV[a + 1], 'v', ARGV[a + 2])
   else
-    call('HSET', state, 'h', ARGV[a + 1], 'v', ARGV[a + 3], 'f', '1')
+    call('HSET', state, 'h', ARGV[a + 1], 'v', ARGV[a + 2], 'f', '1')
   end
   for i = k + 2, k + 1 + moves do
     local key, op, member, lane = KEYS[i], ARGV[at], ARGV[at + 1], ARGV[at + 2]
@@ -134,15 +138,16 @@ local function change(k, a, events, moves)
   return 1
 end
 
-local replies, k, a = {}, 2, 1
+local replies, n, k, a, p, shapes = {}, 0, 2, 3, 1, ARGV[2]
 while KEYS[k] do
-  local events, moves, words = tonumber(ARGV[a + 5]), tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7])
-  local _, reply = pcall(change, k, a, events, moves)
+  local events, moves, words, drops
+  events, moves, words, drops, p = struct.unpack('>I4I4I4B', shapes, p)
+  local _, reply = pcall(change, k, a, events, moves, drops == 1)
   -- Redis turns a caught error into its text.
   if type(reply) == 'string' then reply = { err = reply } end
-  if reply == 1 then hints[#hints + 1] = ARGV[a + 4] end
-  replies[#replies + 1] = reply
-  k, a = k + 2 + moves, a + 8 + 2 * events + words
+  n = n + 1
+  replies[n] = reply
+  k, a = k + 2 + moves, a + 3 + drops + 2 * events + words
 end
-if hints[1] then call('PUBLISH', KEYS[1], table.concat(hints, '\n')) end
+call('PUBLISH', KEYS[1], #hints == 1 and ARGV[1] or table.concat(hints, '\n'))
 return replies

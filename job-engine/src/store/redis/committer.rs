@@ -11,20 +11,19 @@
 //! Does not: put deletions into batches (see `commit.lua`), or keep the order of commits of one stream that do not
 //! wait for each other: one of them conflicts.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use redis::{Cmd, RedisWrite as _, Value};
+use redis::Value;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     time::Instant,
 };
 
 use super::{
-    connection::{Connection, Script, typed},
+    change::{Change, Outcome, command},
+    connection::{Connection, Script},
     keys::Keys,
-    millis,
     origin::Origin,
     parse,
     partition::Scripts,
@@ -32,7 +31,7 @@ use super::{
     tail::Tail,
 };
 use crate::{
-    store::{CommitOutcome, Head, IndexChange, Snapshot, StoreError},
+    store::{CommitOutcome, Head, Snapshot, StoreError},
     vitals::Pulse,
 };
 
@@ -52,23 +51,6 @@ pub(super) const STUCK: Duration = Duration::from_secs(30);
 /// only follow the one that it followed then.
 const LOOKS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(800), Duration::from_secs(2)];
-
-/// A commit, or a deletion when it has no events.
-pub(super) struct Change {
-    pub(super) stream: String,
-    /// `None`: no such stream.
-    pub(super) expected: Option<Head>,
-    /// The head afterwards.
-    pub(super) done: Head,
-    pub(super) state: Bytes,
-    /// Of a new stream; empty is none.
-    pub(super) fixed: Bytes,
-    pub(super) events: Vec<Bytes>,
-    pub(super) first_seq: u64,
-    pub(super) index: Vec<IndexChange>,
-}
-
-type Outcome = Result<CommitOutcome, StoreError>;
 
 /// A commit on its way.
 pub(super) struct Request {
@@ -172,7 +154,7 @@ impl Committer {
         changes: Vec<Change>,
         give_up: Instant,
     ) -> Result<Vec<(Option<Change>, Outcome)>, StoreError> {
-        let cmd = self.command(script, &changes);
+        let cmd = command(&self.keys, script, &changes);
         let generation = self.origin.generation();
         let (reply, repeated) = self.connection.evaluate(script, &cmd, give_up).await?;
         let replies: Vec<Value> = parse(reply)?;
@@ -222,7 +204,7 @@ impl Committer {
             let deletes = change.events.is_empty();
             let script = if deletes { &self.scripts.delete } else { &self.scripts.commit };
             // Not kept once more: it is in the tail already.
-            let cmd = self.command(script, std::slice::from_ref(&change));
+            let cmd = command(&self.keys, script, std::slice::from_ref(&change));
             let (reply, _) = self.connection.evaluate(script, &cmd, give_up).await?;
             let reply = parse::<Vec<Value>>(reply)?.pop().ok_or_else(unanswered)?;
             // When two do this at once, one of them finds the work done: as if it had been sent twice.
@@ -281,127 +263,6 @@ impl Committer {
         let replies: Vec<Value> = parse(self.connection.pipeline(&pipe).await?)?;
         replies.into_iter().map(snapshot).collect()
     }
-
-    /// The keys and arguments of `commit.lua`.
-    fn command(&self, script: &Script, changes: &[Change]) -> Cmd {
-        let keys = 1 + changes.iter().map(|c| 2 + c.moves()).sum::<usize>();
-        let mut cmd = script.command(keys);
-        cmd.arg(self.keys.channel());
-        for c in changes {
-            cmd.arg(self.keys.state(&c.stream)).arg(self.keys.log(&c.stream));
-            for change in &c.index {
-                cmd.arg(self.keys.of(change));
-            }
-            if !c.fixed.is_empty() {
-                cmd.arg(self.keys.state(&c.stream));
-            }
-        }
-        for c in changes {
-            match &c.expected {
-                Some(head) => cmd.write_arg_fmt(format_args!("{} {}", head.seq, head.epoch)),
-                None => cmd.write_arg(b""),
-            }
-            cmd.write_arg_fmt(format_args!("{} {}", c.done.seq, c.done.epoch));
-            cmd.arg(c.first_seq).arg(&c.state[..]).arg(c.hint());
-            let fixed = if c.fixed.is_empty() { 0 } else { 2 };
-            cmd.arg(c.events.len()).arg(c.moves());
-            cmd.arg(c.index.iter().map(words).sum::<usize>() + fixed);
-            let before = c.done.seq - c.events.len() as u64;
-            for (seq, event) in (before + 1..).zip(&c.events) {
-                cmd.write_arg_fmt(format_args!("{seq}-0"));
-                cmd.arg(&event[..]);
-            }
-            for change in &c.index {
-                write(&mut cmd, change);
-            }
-            if fixed > 0 {
-                cmd.arg("b").arg(&c.fixed[..]);
-            }
-        }
-        cmd
-    }
-}
-
-impl Change {
-    /// Index changes, and the one that sets what never changes.
-    fn moves(&self) -> usize {
-        self.index.len() + usize::from(!self.fixed.is_empty())
-    }
-
-    fn bytes(&self) -> usize {
-        self.state.len() + self.fixed.len() + self.events.iter().map(Bytes::len).sum::<usize>()
-    }
-
-    fn names(&self) -> usize {
-        let woken = |change: &IndexChange| match change {
-            IndexChange::Put { index, .. } => index.len(),
-            IndexChange::Enqueue { place, .. } => place.queue.len(),
-            IndexChange::Remove { .. } | IndexChange::Dequeue { .. } | IndexChange::Leave { .. } => 0,
-        };
-        self.stream.len() + self.index.iter().map(woken).sum::<usize>()
-    }
-
-    /// What everybody is told when it has happened, see [`super::hints`].
-    fn hint(&self) -> String {
-        let mut hint = match self.events.len() {
-            0 => format!("d {}", self.stream),
-            _ => format!("s {} {}", self.done.seq, self.stream),
-        };
-        for change in &self.index {
-            let woken = match change {
-                IndexChange::Put { index, after, .. } if millis(*after) == 0 => index,
-                // Who passes a gate, and when, the script knows.
-                IndexChange::Enqueue { place, gate: None } => &place.queue,
-                _ => continue,
-            };
-            // Writing to a string cannot fail.
-            let _ = write!(hint, "\ni {woken}");
-        }
-        hint
-    }
-
-    fn outcome(&self, reply: Value, repeated: bool) -> Outcome {
-        let current = match reply {
-            Value::Int(1) => return Ok(CommitOutcome::Committed(self.done.clone())),
-            Value::ServerError(error) => return Err(typed(&error.into())),
-            other => snapshot(other)?,
-        };
-        let own_work = repeated
-            && match &current {
-                Some(now) => !self.events.is_empty() && now.head == self.done && now.state == self.state,
-                None => self.events.is_empty(),
-            };
-        Ok(if own_work {
-            CommitOutcome::Committed(self.done.clone())
-        } else {
-            CommitOutcome::Conflict(current)
-        })
-    }
-}
-
-/// How many arguments an index change has, see `commit.lua`.
-fn words(change: &IndexChange) -> usize {
-    match change {
-        IndexChange::Put { .. } | IndexChange::Remove { .. } => 2,
-        IndexChange::Leave { .. } => 3,
-        IndexChange::Enqueue { gate: None, .. } | IndexChange::Dequeue { .. } => 4,
-        IndexChange::Enqueue { gate: Some(_), .. } => 6,
-    }
-}
-
-fn write(cmd: &mut Cmd, change: &IndexChange) {
-    match change {
-        IndexChange::Put { member, after, .. } => cmd.arg(millis(*after)).arg(member),
-        IndexChange::Remove { member, .. } => cmd.arg("").arg(member),
-        IndexChange::Enqueue { place: p, gate: None } => {
-            cmd.arg("q").arg(&p.member).arg(&p.lane).arg(p.priority)
-        }
-        IndexChange::Enqueue { place: p, gate: Some(gate) } => {
-            cmd.arg("e").arg(&p.member).arg(&p.lane).arg(p.priority).arg(gate.limit).arg(&p.queue)
-        }
-        IndexChange::Dequeue { place: p } => cmd.arg("d").arg(&p.member).arg(&p.lane).arg(p.priority),
-        IndexChange::Leave { lane, member, .. } => cmd.arg("l").arg(member).arg(lane),
-    };
 }
 
 fn unanswered() -> StoreError {

@@ -22,7 +22,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Acknowledge, RedisOptions,
-    committer::{Change, Committer, QUEUE, Request, STUCK},
+    change::Change,
+    committer::{Committer, QUEUE, Request, STUCK},
     confirm,
     connection::{Connection, Script},
     head_of,

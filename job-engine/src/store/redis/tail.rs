@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::committer::Change;
+use super::change::Change;
 use crate::store::{Head, IndexChange};
 
 /// How much older than the newest change a kept one may be. While nothing can be committed nothing is forgotten.
