@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{Stack, Store, eventually, follow, metric, redis};
+use crate::support::{Options, Stack, Store, eventually, follow, metric, redis};
 
 const PAGE: &str = include_str!("../../docs/metrics.md");
 
@@ -177,4 +177,29 @@ async fn connections_that_were_cut_show_as_reconnects() {
         (metric(&stack.worker_metrics().await, reconnects) == 1.0).then_some(())
     })
     .await;
+}
+
+/// With a token file, every part tells figures to its bearers alone, and health to everybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn admin_ports_ask_for_their_token() {
+    const TOKEN: &str = "0123456789abcdef-of-the-test";
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("token");
+    std::fs::write(&file, TOKEN).unwrap();
+    let all = vec![format!("--admin-token-file={}", file.display())];
+    let stack = Stack::start(Options { all, ..Options::from(Store::Embedded) }).await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    for admin in [&stack.gateway_admin, &stack.engine_admin, &stack.worker_admin] {
+        let ask = async |path: &str, token: &str| {
+            let answer = http.get(format!("http://{admin}{path}")).bearer_auth(token).send().await.unwrap();
+            answer.status().as_u16()
+        };
+        for path in ["/metrics", "/loglevel"] {
+            assert_eq!(ask(path, "another-token-of-that-size").await, 401, "{admin}{path}");
+            assert_eq!(ask(path, TOKEN).await, 200, "{admin}{path}");
+        }
+        for path in ["/healthz", "/readyz"] {
+            assert_eq!(ask(path, "").await, 200, "{admin}{path}");
+        }
+    }
 }

@@ -190,6 +190,7 @@ async fn e50_without_redis_each_gateway_gives_away_its_own_share_and_nothing_han
             read(gateway, "192.0.2.77").await.headers["ratelimit-policy"].contains("q=10;")
         })
         .await;
+        assert!(gateway.metric("tidegate_gateway_limit_redis_reconnects_total").await >= 1.0);
     }
     assert_eq!(remaining(&read(&gateways[0], "192.0.2.1").await, "read-ip"), 8);
 }

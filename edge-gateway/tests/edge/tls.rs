@@ -104,6 +104,8 @@ async fn e19_http1_and_http2_stream_over_tls_at_once() {
         assert_eq!((response.status(), response.version()), (http::StatusCode::OK, http::Version::HTTP_2));
         bodies.push(response.into_body());
     }
+    assert_eq!(edge.metric("tidegate_gateway_streams{protocol=\"h2\"}").await, 100.0);
+    assert_eq!(edge.metric("tidegate_gateway_streams{protocol=\"http/1.1\"}").await, 0.0);
     // Each frame comes while the stream stays open.
     for body in &mut bodies {
         let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();

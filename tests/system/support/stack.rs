@@ -54,8 +54,8 @@ pub(crate) struct Stack {
     pub(crate) grpc: String,
     /// What the worker offers.
     kinds: Vec<String>,
-    engine_admin: String,
-    worker_admin: String,
+    pub(crate) engine_admin: String,
+    pub(crate) worker_admin: String,
     scratch: TempDir,
 }
 

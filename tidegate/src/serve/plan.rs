@@ -252,10 +252,15 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let listen = format!("--listen={}", taken.local_addr().unwrap());
         let flags =
-            [&*listen, "--grpc-listen=0.0.0.0:1", "--import-dir=/does/not/exist", "--config=/nor/this"];
+            [&*listen, "--grpc-listen=0.0.0.0:1", "--admin-token-file=/nor/that", "--config=/nor/this"];
         let error = check(&flags).err().unwrap();
-        for part in ["--listen 127.0.0.1", "another program listens", "--grpc-listen 0.0.0.0:1", "/nor/this"]
-        {
+        for part in [
+            "--listen 127.0.0.1",
+            "another program listens",
+            "--grpc-listen 0.0.0.0:1",
+            "/nor/this",
+            "/nor/that",
+        ] {
             assert!(error.contains(part), "{part} is missing in {error}");
         }
         let error =
