@@ -6,8 +6,12 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const PROTOS: [&str; 3] =
-    ["tidegate/v1/job.proto", "tidegate/v1/job_service.proto", "tidegate/v1/worker_service.proto"];
+const PROTOS: [&str; 4] = [
+    "tidegate/v1/job.proto",
+    "tidegate/v1/job_service.proto",
+    "tidegate/v1/schedule_service.proto",
+    "tidegate/v1/worker_service.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/tidegate");

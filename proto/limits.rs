@@ -2,6 +2,12 @@
 
 /// The largest job input, in bytes of JSON.
 pub const MAX_INPUT_BYTES: usize = 256 * 1024;
+/// The largest input of a schedule's jobs, in bytes of JSON: it is written with every firing.
+pub const MAX_SCHEDULE_INPUT_BYTES: usize = 64 * 1024;
+/// The longest cron expression, in bytes of printable ASCII.
+pub const MAX_CRON_BYTES: usize = 128;
+/// How many schedules one owner may have.
+pub const MAX_SCHEDULES: u64 = 1000;
 /// The largest checkpoint unless configured, in bytes.
 pub const MAX_CHECKPOINT_BYTES: usize = 64 * 1024;
 /// The largest custom event, in bytes of JSON.

@@ -9,7 +9,7 @@ use tidegate_proto::{
     bearer::Bearer,
     limits::MAX_MESSAGE_BYTES,
     pool::{Pick, Pool, Targets, Way, is_unsent},
-    v1::job_service_client::JobServiceClient,
+    v1::{job_service_client::JobServiceClient, schedule_service_client::ScheduleServiceClient},
 };
 use tidegate_telemetry::trace;
 use tokio::time::{Instant, timeout_at};
@@ -23,6 +23,8 @@ const TRIES: usize = 3;
 
 /// The client of the generated service.
 pub(crate) type Client = JobServiceClient<Way>;
+/// The client of the service that keeps schedules.
+pub(crate) type Schedules = ScheduleServiceClient<Way>;
 
 /// A cheap handle on the engines.
 #[derive(Clone, Debug)]
@@ -56,7 +58,7 @@ impl Engine {
     where
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        self.try_calls(request, call, true).await
+        self.try_calls(request, client, call, true).await
     }
 
     /// Like [`Engine::call`], but the engine never sees it twice.
@@ -68,13 +70,29 @@ impl Engine {
     where
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        self.try_calls(request, call, false).await
+        self.try_calls(request, client, call, false).await
     }
 
-    async fn try_calls<Q: Clone, A, F>(
+    /// A call of the service that keeps schedules; `repeatable` says whether it may be made twice.
+    pub(crate) async fn ask<Q: Clone, A, F>(
+        &self,
+        request: Q,
+        call: impl Fn(Schedules, Request<Q>) -> F,
+        repeatable: bool,
+    ) -> Result<A, Status>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let schedules =
+            |pick: &Pick| Schedules::new(pick.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        self.try_calls(request, schedules, call, repeatable).await
+    }
+
+    async fn try_calls<C, Q: Clone, A, F>(
         &self,
         message: Q,
-        call: impl Fn(Client, Request<Q>) -> F,
+        connect: impl Fn(&Pick) -> C,
+        call: impl Fn(C, Request<Q>) -> F,
         repeatable: bool,
     ) -> Result<A, Status>
     where
@@ -89,7 +107,7 @@ impl Engine {
             trace::carry(request.metadata_mut());
             request.set_timeout(deadline.saturating_duration_since(Instant::now()));
             let answer = tokio::select! {
-                answer = timeout_at(deadline, call(client(&pick), request)) => answer,
+                answer = timeout_at(deadline, call(connect(&pick), request)) => answer,
                 () = pick.lost(), if repeatable && tries > 0 => Ok(Err(Status::unavailable("the engine fell silent"))),
             };
             let Ok(answer) = answer else {

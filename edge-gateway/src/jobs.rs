@@ -38,6 +38,7 @@ use crate::{
 };
 pub(crate) use body::{Body, json, parse};
 use submission::Submission;
+pub(crate) use submission::{Options, Seconds};
 
 /// A job id in its canonical text; anything else is refused before the engine is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -138,6 +138,13 @@ pub(crate) struct JobView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(format = DateTime)]
     finished_at: Option<String>,
+    /// The owner's schedule that submitted it, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<&'a str>,
+    /// For which instant that schedule did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    scheduled_for: Option<String>,
     /// When a scheduled job is queued.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(format = DateTime)]
@@ -290,6 +297,8 @@ impl<'a> From<&'a Job> for JobView<'a> {
             updated_at: job.updated_at.as_ref().map(time),
             started_at: job.started_at.as_ref().map(time),
             finished_at: job.finished_at.as_ref().map(time),
+            schedule: text(&job.schedule),
+            scheduled_for: job.scheduled_for.as_ref().map(time),
             run_at: job.run_at.as_ref().map(time),
             progress: job.progress.as_ref().map(|progress| ProgressView {
                 percent: progress.percent.map(Number),
@@ -344,6 +353,8 @@ pub(crate) fn field_name(field: &str) -> &str {
         "idempotency_key" => "Idempotency-Key",
         "page_size" => "limit",
         "page_token" => "cursor",
+        "time_zone" => "timeZone",
+        "catch_up" => "catchUpSeconds",
         "options.delay" => "options.delaySeconds",
         "options.max_attempts" => "options.maxAttempts",
         "options.backoff" => "options.backoffSeconds",

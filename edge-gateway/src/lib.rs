@@ -34,6 +34,7 @@ mod problem;
 mod problems;
 mod progress;
 mod routes;
+mod schedules;
 mod serve;
 mod session;
 mod sse;

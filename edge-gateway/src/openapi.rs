@@ -73,6 +73,7 @@ fn document(api: OpenApi) -> Value {
     });
     document["tags"] = json!([
         {"name": "jobs", "description": "Submit, look, steer."},
+        {"name": "schedules", "description": "Jobs that are submitted again and again."},
         {"name": "streams", "description": "The events of jobs, live and resumable, and who follows them."},
         {"name": "access", "description": "Sessions for pages of this gateway, tickets for `EventSource`."},
     ]);
@@ -194,7 +195,7 @@ mod tests {
                 assert!(!path.contains('{') || parameters > 0, "{what}");
             }
         }
-        assert_eq!(ids.len(), 15, "{ids:?}");
+        assert_eq!(ids.len(), 19, "{ids:?}");
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub(crate) enum Problem {
     CursorBesideTicket,
     #[error("there is no such job, or it is not yours")]
     JobNotFound,
+    #[error("there is no such schedule, or it is not yours")]
+    ScheduleNotFound,
     #[error("a job id is a UUID such as 01900000-0000-7000-8000-000000000000")]
     MalformedJobId,
     #[error("{0}")]
@@ -119,6 +121,7 @@ impl Problem {
             }
             Self::CursorBesideTicket => ("cursor-beside-ticket", S::BAD_REQUEST, "Cursor beside a ticket"),
             Self::JobNotFound => ("job-not-found", S::NOT_FOUND, "Job not found"),
+            Self::ScheduleNotFound => ("schedule-not-found", S::NOT_FOUND, "Schedule not found"),
             Self::MalformedJobId => ("malformed-job-id", S::BAD_REQUEST, "Malformed job id"),
             Self::MalformedCursor(_) => ("malformed-cursor", S::BAD_REQUEST, "Malformed cursor"),
             Self::Conflict(_) => ("conflict", S::CONFLICT, "The job's state forbids it"),
@@ -214,6 +217,7 @@ impl From<Status> for Problem {
                 }
                 "INVALID_ARGUMENT" => return invalid(),
                 "JOB_NOT_FOUND" => return Self::JobNotFound,
+                "SCHEDULE_NOT_FOUND" => return Self::ScheduleNotFound,
                 "MALFORMED_JOB_ID" => return Self::MalformedJobId,
                 "MALFORMED_CURSOR" => return Self::MalformedCursor(CursorError::Malformed),
                 "STATE_FORBIDS" => return Self::Conflict(detail()),
@@ -358,6 +362,7 @@ mod tests {
             ("UNKNOWN_KIND", "unknown-kind"),
             ("INVALID_ARGUMENT", "invalid-argument"),
             ("JOB_NOT_FOUND", "job-not-found"),
+            ("SCHEDULE_NOT_FOUND", "schedule-not-found"),
             ("MALFORMED_JOB_ID", "malformed-job-id"),
             ("MALFORMED_CURSOR", "malformed-cursor"),
             ("STATE_FORBIDS", "conflict"),

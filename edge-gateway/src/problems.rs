@@ -21,7 +21,7 @@ const PAGES: &[(&str, &str)] = pages! {
     "auth-unavailable" "body-too-large" "conflict" "cross-origin" "cursor-beside-ticket" "draining" "engine-unavailable"
     "foreign-host" "idempotency-conflict" "insufficient-scope" "internal" "invalid-argument" "job-not-found" "malformed-cursor"
     "malformed-job-id" "malformed-json" "method-not-allowed" "not-acceptable" "not-found" "quota-exceeded"
-    "request-timeout" "temporary-reduced-capacity" "unauthenticated" "unique-conflict" "unknown-kind"
+    "request-timeout" "schedule-not-found" "temporary-reduced-capacity" "unauthenticated" "unique-conflict" "unknown-kind"
 };
 
 /// The types of all problems, which their pages say: registered ones where there are such, ours otherwise.

@@ -35,7 +35,7 @@ use crate::{
     metrics::Metrics,
     openapi,
     problem::{Problem, Slug},
-    problems, progress, session, streams, tickets,
+    problems, progress, schedules, session, streams, tickets,
 };
 
 /// The largest request body, in bytes.
@@ -65,6 +65,8 @@ pub(crate) fn api() -> OpenApiRouter<App> {
         .routes(routes!(jobs::show, jobs::delete))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
+        .routes(routes!(schedules::list))
+        .routes(routes!(schedules::put, schedules::show, schedules::delete))
         .routes(routes!(progress::bundle::follow))
         .routes(routes!(progress::follow))
         .routes(routes!(jobs::kinds))

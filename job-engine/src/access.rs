@@ -10,8 +10,9 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures_util::{Stream, StreamExt as _, stream};
 use tidegate_auth::{Authenticator, Principal, Refused, Scope};
 use tidegate_proto::v1::{
-    Caller, CancelJobRequest, DeleteJobRequest, GetJobRequest, ListJobsRequest, ReadEventsRequest,
-    RetryJobRequest, SubmitJobRequest, WatchJobRequest,
+    Caller, CancelJobRequest, DeleteJobRequest, DeleteScheduleRequest, GetJobRequest, GetScheduleRequest,
+    ListJobsRequest, ListSchedulesRequest, PutScheduleRequest, ReadEventsRequest, RetryJobRequest,
+    SubmitJobRequest, WatchJobRequest,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, metadata::MetadataMap};
@@ -51,7 +52,11 @@ on_behalf!(
     RetryJobRequest,
     DeleteJobRequest,
     WatchJobRequest,
-    ReadEventsRequest
+    ReadEventsRequest,
+    PutScheduleRequest,
+    GetScheduleRequest,
+    ListSchedulesRequest,
+    DeleteScheduleRequest
 );
 
 impl Access {

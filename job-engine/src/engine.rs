@@ -33,7 +33,7 @@ const SCAN: usize = 1000;
 /// How many jobs are loaded at once for a page.
 const LOAD: usize = 16;
 /// After how many bytes a page of jobs ends: a job has at most about 600 KiB, a message 4 MiB.
-const PAGE_BYTES: usize = 2 << 20;
+pub const PAGE_BYTES: usize = 2 << 20;
 
 /// How many jobs an engine takes in.
 #[derive(Clone, Copy, Debug)]
@@ -71,11 +71,12 @@ pub struct Engine {
 impl Engine {
     /// Accepts a job, or finds the one that the same request made before. The flag says whether it is new.
     pub async fn submit(&self, request: SubmitJobRequest) -> Result<(Job, bool), EngineError> {
-        let submission = submission::check(request)?;
-        if !self.kinds.exists(&*self.store, &submission.kind).await? {
-            let known = self.kinds.names(&*self.store).await?;
-            return Err(EngineError::UnknownKind { kind: submission.kind, known });
-        }
+        self.accept(submission::check(request)?).await
+    }
+
+    /// The same of a submission that was checked.
+    pub async fn accept(&self, submission: Submission) -> Result<(Job, bool), EngineError> {
+        self.known_kind(&submission.kind).await?;
         let now_ms = self.store.now_ms();
         if let Some(at) = submission.options.run_at.map(machine::millis)
             && at > now_ms.saturating_add(millis(submission::YEAR))
@@ -122,6 +123,10 @@ impl Engine {
         };
         let mut draft = Draft::submit(new, &self.rules, now_ms);
         draft.record.traceparent = tidegate_telemetry::trace::here();
+        if let Some(firing) = submission.firing {
+            draft.record.job.schedule = firing.schedule;
+            draft.record.job.scheduled_for = Some(machine::timestamp(firing.at_ms));
+        }
         let made = match self.store.commit(draft.commit()).await? {
             CommitOutcome::Committed(_) => (draft.record.job, true),
             CommitOutcome::Conflict(Some(snapshot)) => {
@@ -137,6 +142,15 @@ impl Engine {
         }
         self.confirm(&made.0).await?;
         Ok(made)
+    }
+
+    /// Refuses a kind that no worker has ever offered.
+    pub async fn known_kind(&self, kind: &str) -> Result<(), EngineError> {
+        if self.kinds.exists(&*self.store, kind).await? {
+            return Ok(());
+        }
+        let known = self.kinds.names(&*self.store).await?;
+        Err(EngineError::UnknownKind { kind: kind.to_owned(), known })
     }
 
     /// Refuses what would overfill the owner's queue, or the engine. Submissions at the same moment do not see each
@@ -193,18 +207,7 @@ impl Engine {
             Some(caller) => index::jobs_of(&caller.tenant, &caller.subject),
             None => index::ALL_JOBS.to_owned(),
         };
-        let mut before = match request.page_token.split_once('.') {
-            _ if request.page_token.is_empty() => None,
-            Some((due, id)) if due.parse::<u64>().is_ok() => {
-                due.parse().ok().map(|due: u64| (due, id.to_owned()))
-            }
-            _ => {
-                return Err(EngineError::Invalid(vec![(
-                    "page_token",
-                    "is not one that was given out".into(),
-                )]));
-            }
-        };
+        let mut before = place_of(&request.page_token)?;
         let batch = limit.min(LOAD);
         let (mut jobs, mut seen, mut bytes, mut more) = (Vec::new(), 0, 0, true);
         while more && jobs.len() < limit && bytes < PAGE_BYTES && seen < SCAN {
@@ -335,6 +338,18 @@ impl Engine {
     }
 }
 
+/// The place in an index that a page's token names; none for the first page.
+pub fn place_of(page_token: &str) -> Result<Option<(u64, String)>, EngineError> {
+    if page_token.is_empty() {
+        return Ok(None);
+    }
+    let place =
+        page_token.split_once('.').and_then(|(due, member)| Some((due.parse().ok()?, member.to_owned())));
+    place
+        .map(Some)
+        .ok_or_else(|| EngineError::Invalid(vec![("page_token", "is not one that was given out".into())]))
+}
+
 /// Whether the caller may know of the job.
 pub fn may_see(caller: Option<&Caller>, job: &Job) -> bool {
     caller.is_none_or(|c| c.tenant == job.tenant && (c.whole_tenant || c.subject == job.owner))
@@ -356,7 +371,18 @@ pub fn check_job_id(job_id: &str) -> Result<(), EngineError> {
 /// Everything that one commit moves must lie together: jobs of one `partition_key` (their gate) share a partition of the
 /// log where it has several, and its last two bytes are where that partition is found.
 pub fn new_job_id(partition_key: Option<&str>) -> String {
-    let mut id = uuid::Uuid::now_v7().into_bytes();
+    placed(uuid::Uuid::now_v7(), partition_key)
+}
+
+/// The id of the job of an instant: always the same for the same instant, seed and key.
+pub fn job_id_at(at_ms: u64, seed: &[u8; 32], partition_key: Option<&str>) -> String {
+    let mut random = [0; 10];
+    random.copy_from_slice(&seed[..10]);
+    placed(uuid::Builder::from_unix_timestamp_millis(at_ms, &random).into_uuid(), partition_key)
+}
+
+fn placed(id: uuid::Uuid, partition_key: Option<&str>) -> String {
+    let mut id = id.into_bytes();
     if let Some(key) = partition_key {
         id[14..].copy_from_slice(&xxh3_64(key.as_bytes()).to_be_bytes()[..2]);
     }

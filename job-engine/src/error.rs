@@ -28,6 +28,9 @@ pub enum EngineError {
     /// The job does not exist, or is somebody else's: the two are not told apart.
     #[error("there is no such job")]
     NotFound,
+    /// The schedule does not exist, or is somebody else's.
+    #[error("there is no such schedule")]
+    ScheduleNotFound,
     /// The id is not a UUID.
     #[error("a job id is a UUID in lower-case text")]
     MalformedJobId,
@@ -73,6 +76,7 @@ impl From<EngineError> for Status {
             EngineError::Invalid(_) => (Code::InvalidArgument, "INVALID_ARGUMENT"),
             EngineError::UnknownKind { .. } => (Code::InvalidArgument, "UNKNOWN_KIND"),
             EngineError::NotFound => (Code::NotFound, "JOB_NOT_FOUND"),
+            EngineError::ScheduleNotFound => (Code::NotFound, "SCHEDULE_NOT_FOUND"),
             EngineError::MalformedJobId => (Code::InvalidArgument, "MALFORMED_JOB_ID"),
             EngineError::MalformedCursor(_) => (Code::InvalidArgument, "MALFORMED_CURSOR"),
             EngineError::State(_) => (Code::FailedPrecondition, "STATE_FORBIDS"),

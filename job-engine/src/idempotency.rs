@@ -77,7 +77,8 @@ pub async fn reserve(engine: &Engine, submission: &Submission, key: &str) -> Res
     let caller = &submission.caller;
     let stream = name(PREFIX, &[&caller.tenant, &caller.subject, key]);
     let options = submission.options.encode_to_vec();
-    let fingerprint = digest(&[submission.kind.as_bytes(), submission.input_json.as_bytes(), &options]);
+    let fingerprint =
+        digest(&[submission.kind.as_bytes(), submission.input_json.as_bytes(), &options]).to_vec();
     let mine = Reservation { job_id: submission.new_job_id(), fingerprint, made: false };
     let commit = Commit {
         stream: stream.clone(),
@@ -120,11 +121,11 @@ pub fn name(prefix: &str, parts: &[&str]) -> String {
 }
 
 /// SHA-256 over the parts, each preceded by its length so that parts cannot run into each other.
-fn digest(parts: &[&[u8]]) -> Vec<u8> {
+pub fn digest(parts: &[&[u8]]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }
-    hash.finalize().to_vec()
+    hash.finalize().into()
 }

@@ -127,6 +127,16 @@ pub mod index {
     pub const CANCELS: &str = "cancel";
     /// Attempts `<job>/<attempt>` whose time may be over, due at the earliest moment when it can be.
     pub const ATTEMPTS: &str = "attempt";
+    /// Schedules, due at their next instant, or soon while a firing is in hand.
+    pub const FIRINGS: &str = "fire";
+    /// One tenant's schedules, by the time they were made.
+    pub fn schedules_of_tenant(tenant: &str) -> String {
+        format!("schedules/{tenant}")
+    }
+    /// One owner's schedules, by the time they were made. Tenants contain no slash.
+    pub fn schedules_of(tenant: &str, owner: &str) -> String {
+        format!("schedules/{tenant}/{owner}")
+    }
     /// Streams that are to be removed, due when their retention ends.
     pub const EXPIRIES: &str = "expire";
     /// All jobs, by the time they were accepted.

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod owner;
 pub mod registry;
 pub mod rpc;
+pub mod schedule;
 pub mod server;
 pub mod session;
 pub mod store;

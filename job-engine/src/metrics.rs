@@ -17,7 +17,7 @@ use self::{
     kinds::Kinds,
     peek::{PeekKind, Step},
 };
-use crate::{job::machine::millis, registry::Load};
+use crate::{job::machine::millis, registry::Load, schedule::Outcome};
 
 mod kinds;
 mod peek;
@@ -28,6 +28,9 @@ const RESULTS: [&str; 4] = ["ok", "cancelled", "lease_lost", "rejected"];
 const EVENTS: [&str; 8] =
     ["state", "progress", "log", "checkpoint", "custom", "complete", "failed", "cancelled"];
 
+/// What becomes of schedules' firings.
+const FIRINGS: [&str; 3] = ["fired", "skipped", "missed"];
+
 /// Histograms and their buckets.
 const BUCKETS: &[(&str, &[f64])] = &[
     ("tidegate_engine_log_call_seconds", QUICK),
@@ -35,6 +38,7 @@ const BUCKETS: &[(&str, &[f64])] = &[
     ("tidegate_engine_job_run_seconds", LONG),
     ("tidegate_engine_checkpoint_bytes", SIZES),
     ("tidegate_engine_watch_lag_seconds", QUICK),
+    ("tidegate_engine_schedule_lateness_seconds", LONG),
 ];
 
 /// The handles.
@@ -62,6 +66,9 @@ pub struct Metrics {
     generation: Gauge,
     reconnects: Counter,
     jobs: [Gauge; 4],
+    schedules: Gauge,
+    firings: [Counter; FIRINGS.len()],
+    lateness: Histogram,
 }
 
 /// A call of the event log.
@@ -106,6 +113,8 @@ pub struct Now {
     pub reconnects: u64,
     /// Jobs in the whole log: kept, leased, scheduled, asked to stop; unknown when the log does not answer.
     pub jobs: Option<[u64; 4]>,
+    /// Schedules in the whole log that wait for an instant; unknown when the log does not answer.
+    pub schedules: Option<u64>,
 }
 
 impl Metrics {
@@ -183,6 +192,23 @@ impl Metrics {
             ),
             jobs: ["kept", "leased", "scheduled", "cancelling"]
                 .map(|state| gauge("tidegate_engine_jobs", "Jobs in the whole log.", &[("state", state)])),
+            schedules: gauge(
+                "tidegate_engine_schedules",
+                "Schedules in the whole log that are not paused.",
+                &[],
+            ),
+            firings: FIRINGS.map(|f| {
+                counter(
+                    "tidegate_engine_schedule_firings_total",
+                    "Firings of schedules, by what became of them.",
+                    &[("outcome", f)],
+                )
+            }),
+            lateness: histogram(
+                "tidegate_engine_schedule_lateness_seconds",
+                "From a firing's instant to its job's being stored.",
+                &[],
+            ),
             recorder,
         })
     }
@@ -236,6 +262,19 @@ impl Metrics {
         self.kinds.of(kind, &self.recorder).wait.record(waited);
     }
 
+    /// Counts what became of a schedule's firing, and how long after its instant.
+    pub fn fired(&self, outcome: Outcome, late: Duration) {
+        match outcome {
+            Outcome::Fired => {
+                self.firings[0].increment(1);
+                self.lateness.record(late);
+            }
+            Outcome::Skipped => self.firings[1].increment(1),
+            Outcome::Missed => self.firings[2].increment(1),
+            Outcome::Superseded => {}
+        }
+    }
+
     /// Counts what a worker is told about a report.
     pub fn reported(&self, result: ReportResult) {
         let i = match result {
@@ -258,6 +297,9 @@ impl Metrics {
         self.reconnects.absolute(now.reconnects);
         for (gauge, value) in self.jobs.iter().zip(now.jobs.iter().flatten()) {
             gauge.set(*value as f64);
+        }
+        if let Some(schedules) = now.schedules {
+            self.schedules.set(schedules as f64);
         }
         self.recorder.render()
     }

@@ -22,7 +22,7 @@ use crate::{
     session, watch,
 };
 
-/// Both services of an engine.
+/// The services of an engine; that of schedules is in [`crate::schedule::rpc`].
 #[derive(Clone)]
 pub struct Services {
     /// What does the work.

@@ -6,7 +6,10 @@ use tidegate_auth::Authenticator;
 use tidegate_proto::{
     DESCRIPTORS,
     limits::MAX_MESSAGE_BYTES,
-    v1::{job_service_server::JobServiceServer, worker_service_server::WorkerServiceServer},
+    v1::{
+        job_service_server::JobServiceServer, schedule_service_server::ScheduleServiceServer,
+        worker_service_server::WorkerServiceServer,
+    },
 };
 use tidegate_telemetry::admin::{self, AdminToken, Part};
 use tokio::{
@@ -31,6 +34,7 @@ use crate::{
     metrics::{Metrics, Now},
     registry::Registry,
     rpc::Services,
+    schedule,
     store::{
         Extent, Store,
         embedded::EmbeddedStore,
@@ -41,7 +45,7 @@ use crate::{
 
 /// How often gRPC health is looked after.
 const HEALTH_EVERY: Duration = Duration::from_secs(2);
-/// How long the sweeper, or the assigner, may be busy with one round before the engine counts as not ready: longer
+/// How long the sweeper, the scheduler or the assigner may be busy with one round before the engine counts as not ready: longer
 /// than every call of the store in it together.
 const STUCK: Duration = Duration::from_secs(120);
 /// Streams and calls open on one connection; more wait. Our own clients open another connection long before.
@@ -149,6 +153,7 @@ impl Bound {
         loops.spawn(engine.followers.clone().distribute(engine.store.hints(), on_index));
         loops.spawn(dispatch::assign(engine.clone(), vitals.pulse("the dispatcher", STUCK)));
         loops.spawn(dispatch::sweep(engine.clone(), vitals.pulse("the sweeper", STUCK)));
+        loops.spawn(schedule::fire::run(engine.clone(), vitals.pulse("the scheduler", STUCK)));
         let shown = Admin { engine: engine.clone(), vitals: vitals.clone() };
         loops.spawn(serve_admin(self.admin, shown, self.admin_token));
         loops.spawn(report_health(reporter.clone(), engine.clone(), vitals));
@@ -179,6 +184,11 @@ impl Bound {
             .initial_connection_window_size(8 << 20)
             .add_service(
                 JobServiceServer::new(services.clone())
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .add_service(
+                ScheduleServiceServer::new(services.clone())
                     .max_decoding_message_size(MAX_MESSAGE_BYTES)
                     .max_encoding_message_size(MAX_MESSAGE_BYTES),
             )
@@ -224,7 +234,12 @@ async fn report_health(reporter: HealthReporter, engine: Arc<Engine>, vitals: Vi
 }
 
 async fn set_health(reporter: &HealthReporter, status: ServingStatus) {
-    for service in ["", JobServiceServer::<Services>::NAME, WorkerServiceServer::<Services>::NAME] {
+    let names = [
+        JobServiceServer::<Services>::NAME,
+        ScheduleServiceServer::<Services>::NAME,
+        WorkerServiceServer::<Services>::NAME,
+    ];
+    for service in names.into_iter().chain([""]) {
         reporter.set_service_status(service, status).await;
     }
 }
@@ -243,12 +258,18 @@ async fn readiness(engine: &Engine, vitals: &Vitals) -> Result<(), String> {
 
 /// What the gauges show.
 async fn now(engine: &Engine) -> Now {
-    let extents =
-        [index::ALL_JOBS, index::LEASES, index::SCHEDULED, index::CANCELS].map(|i| Extent::Index(i.into()));
+    let extents = [index::ALL_JOBS, index::LEASES, index::SCHEDULED, index::CANCELS, index::FIRINGS]
+        .map(|i| Extent::Index(i.into()));
     let counted = tokio::time::timeout(COUNT_WITHIN, engine.store.count(extents.into())).await;
-    let jobs = counted.ok().and_then(Result::ok).and_then(|counted| counted.try_into().ok());
+    let (jobs, schedules) = match counted.ok().and_then(Result::ok).as_deref() {
+        Some(&[kept, leased, scheduled, cancelling, schedules]) => {
+            (Some([kept, leased, scheduled, cancelling]), Some(schedules))
+        }
+        _ => (None, None),
+    };
     let store = &engine.store;
-    Now { load: engine.registry.load(), generation: store.generation(), reconnects: store.reconnects(), jobs }
+    let (load, generation, reconnects) = (engine.registry.load(), store.generation(), store.reconnects());
+    Now { load, generation, reconnects, jobs, schedules }
 }
 
 /// What the admin port shows.

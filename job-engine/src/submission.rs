@@ -22,11 +22,27 @@ pub struct Submission {
     pub options: JobOptions,
     /// The idempotency key, if one was given.
     pub idempotency_key: Option<String>,
+    /// What it is submitted for, if a schedule submits it.
+    pub firing: Option<Firing>,
+}
+
+/// One instant of a schedule.
+#[derive(Clone, Debug)]
+pub struct Firing {
+    /// The schedule's name.
+    pub schedule: String,
+    /// The instant, in ms on the store's clock.
+    pub at_ms: u64,
+    /// The id of the job, which is decided before it is submitted.
+    pub job_id: String,
 }
 
 impl Submission {
-    /// A fresh job id. Jobs of one concurrency key belong together: see [`new_job_id`].
+    /// A fresh job id, or that of the firing. Jobs of one concurrency key belong together: see [`new_job_id`].
     pub fn new_job_id(&self) -> String {
+        if let Some(firing) = &self.firing {
+            return firing.job_id.clone();
+        }
         let gate = self.options.concurrency.as_ref().map(|c| index::gate(&self.caller.tenant, &c.key));
         new_job_id(gate.as_deref())
     }
@@ -69,7 +85,7 @@ pub fn check(request: SubmitJobRequest) -> Result<Submission, EngineError> {
         return Err(EngineError::Invalid(wrong));
     }
     let idempotency_key = Some(key).filter(|key| !key.is_empty());
-    Ok(Submission { caller, kind: request.kind, input_json, options, idempotency_key })
+    Ok(Submission { caller, kind: request.kind, input_json, options, idempotency_key, firing: None })
 }
 
 /// Fills the defaults in.

@@ -74,7 +74,7 @@ test("the contract passes buf lint", async () => {
 
 test("reflection lists the services and their methods", async () => {
   const { stdout } = await buf("curl", "--protocol", "grpc", "--http2-prior-knowledge", "--list-methods", `http://${grpc}`);
-  for (const method of ["tidegate.v1.JobService/SubmitJob", "tidegate.v1.JobService/WatchJob", "tidegate.v1.WorkerService/Work"]) {
+  for (const method of ["tidegate.v1.JobService/SubmitJob", "tidegate.v1.JobService/WatchJob", "tidegate.v1.WorkerService/Work", "tidegate.v1.ScheduleService/PutSchedule"]) {
     assert.ok(stdout.includes(method), `${method} is missing in:\n${stdout}`);
   }
 });

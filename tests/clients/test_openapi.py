@@ -161,6 +161,19 @@ class Answers(unittest.TestCase):
         self.assertEqual(self.send("post", "/api/session")[0], 200)
         self.assertEqual(self.send("delete", "/api/session")[0], 204)
 
+    def test_4_schedules_are_put_shown_listed_and_deleted(self):
+        path = "/api/schedules/{name}"
+        wanted = {"kind": "demo", "cron": "@daily", "timeZone": "Europe/Berlin", "options": {"maxAttempts": 2, "timeoutSeconds": 9.5}}
+        wanted["options"]["concurrency"] = {"key": "k", "limit": 1}
+        self.assertEqual(self.send("put", path, wanted, name="s")[0], 201)
+        self.assertEqual(self.send("put", path, wanted, name="s")[0], 200)
+        schedule = self.send("get", path, name="s")[1]
+        self.assertLessEqual(wanted.keys(), schedule.keys())
+        self.assertEqual(self.send("get", "/api/schedules")[1], {"schedules": [schedule]})
+        self.assertEqual(self.send("put", path, {"kind": "demo", "cron": "0 0 31 2 *"}, name="s")[0], 400)
+        self.assertEqual(self.send("delete", path, name="s"), (204, None))
+        self.assertEqual(self.send("get", path, name="s")[1]["type"], "/problems/schedule-not-found")
+
     def test_5_jobs_that_share_a_connection_which_is_listed_and_closed(self):
         jobs = [self.submit(steps=steps, seconds=1) for steps in (1, 2)]
         query = "?" + "&".join(f"job={job}" for job in jobs)

@@ -15,6 +15,7 @@ mod herd;
 mod import;
 mod metrics;
 mod resume;
+mod schedules;
 mod steer;
 mod support;
 mod traces;

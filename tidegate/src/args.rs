@@ -5,7 +5,7 @@ mod operate;
 use std::path::PathBuf;
 
 pub use self::operate::{Config, Doctor, Health};
-use crate::token::Token;
+use crate::{schedules::Schedule, token::Token};
 use clap::{Args, Parser, Subcommand, builder::styling};
 use serde::Serialize;
 
@@ -113,6 +113,9 @@ pub enum Command {
     Jobs(Jobs),
     /// List the kinds of job that workers offer
     Kinds(Kinds),
+    /// Keep jobs that are submitted again and again, at the times of a cron expression
+    #[command(subcommand)]
+    Schedule(Schedule),
     /// Make keys and tokens
     #[command(subcommand)]
     Token(Token),

@@ -15,6 +15,7 @@ use crate::{
     args::{Command, Follow, Health, JobOptions, JobRef, Jobs, Kinds, Submit, Target, Watch},
     config, doctor,
     exit::{self, Failure},
+    schedules,
     text::visible,
     token,
     view::{self, payload},
@@ -25,7 +26,7 @@ use crate::{
 const MAX_INPUT: u64 = 1024 * 1024;
 
 /// The gateway that is meant, and what it is shown.
-fn client(target: &Target) -> Result<Client, Failure> {
+pub(crate) fn client(target: &Target) -> Result<Client, Failure> {
     let client = Client::trusting(&target.server, target.ca.as_deref())?;
     Ok(match (&target.token_file, &target.token) {
         (Some(path), _) => client.with_token_file(path)?,
@@ -56,6 +57,7 @@ pub async fn run(command: Command) -> Result<u8, Failure> {
         }
         Command::Jobs(args) => jobs(args).await,
         Command::Kinds(args) => kinds(args).await,
+        Command::Schedule(command) => schedules::run(command).await,
         Command::Token(command) => token::run(&command),
         Command::Config(command) => config::run(&command, std::env::args_os()),
         Command::Doctor(mut args) => {
@@ -113,7 +115,7 @@ fn id(client: &Client, job: &Value) -> Result<String, Failure> {
 }
 
 /// The JSON that the argument gives: itself, the file behind `@`, or standard input for `-`.
-fn read_input(arg: &str) -> Result<Box<RawValue>, Failure> {
+pub(crate) fn read_input(arg: &str) -> Result<Box<RawValue>, Failure> {
     let read = |name: &str, from: &mut dyn io::Read| {
         let mut text = String::new();
         let read = from.take(MAX_INPUT + 1).read_to_string(&mut text);

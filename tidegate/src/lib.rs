@@ -10,6 +10,7 @@ mod config;
 mod doctor;
 pub mod exit;
 pub mod follow;
+pub mod schedules;
 pub mod serve;
 pub mod sse;
 pub mod text;

@@ -28,7 +28,7 @@ pub(super) struct Submission {
 /// When it runs, how often it is tried, and beside which others. Seconds may have a fraction.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct Options {
+pub(crate) struct Options {
     /// How long it waits before it is queued; 0 unless given.
     #[schema(value_type = Option<f64>, minimum = 0)]
     delay_seconds: Option<Seconds>,
@@ -90,7 +90,7 @@ impl TryFrom<String> for Moment {
 }
 
 impl Options {
-    pub(super) fn proto(self) -> JobOptions {
+    pub(crate) fn proto(self) -> JobOptions {
         let seconds = |given: Option<Seconds>| given.and_then(Seconds::proto);
         JobOptions {
             delay: seconds(self.delay_seconds),
@@ -112,7 +112,7 @@ impl Options {
 /// Seconds, perhaps with a fraction; not negative, and at most a hundred years.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(try_from = "f64")]
-struct Seconds(std::time::Duration);
+pub(crate) struct Seconds(std::time::Duration);
 
 impl TryFrom<f64> for Seconds {
     type Error = &'static str;
@@ -127,7 +127,7 @@ impl TryFrom<f64> for Seconds {
 }
 
 impl Seconds {
-    fn proto(self) -> Option<Duration> {
+    pub(crate) fn proto(self) -> Option<Duration> {
         self.0.try_into().ok()
     }
 }

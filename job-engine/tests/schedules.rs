@@ -1,0 +1,339 @@
+//! Schedules on both stores: one job for each firing, whoever crashes, races or was away.
+//!
+//! Where time has to pass, the store is wrapped and its clock set ahead; where somebody has to die, the wrapper refuses
+//! every call from a chosen one on, with its effect or without. The last tests run whole engines by the clock.
+
+#[path = "conformance/redis_server.rs"]
+mod redis_server;
+#[path = "schedules/support.rs"]
+mod support;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use job_engine::{error::EngineError, job::index, schedule::fire};
+use support::{Next as _, World, caller, on_both_stores, wanted};
+use tidegate_proto::{
+    limits::MAX_SCHEDULES,
+    v1::{
+        Caller, DeleteScheduleRequest, GetScheduleRequest, JobOptions, JobState, ListSchedulesRequest,
+        Overlap, PutScheduleRequest, Schedule, schedule_service_client::ScheduleServiceClient,
+    },
+};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 3600;
+
+on_both_stores! {
+    j4_a_crash_anywhere_in_a_firing_makes_one_job
+    j23_a_schedule_that_lost_its_last_commits_meets_the_job_that_it_made
+    j31_engines_that_race_make_one_job
+    what_passed_while_nothing_ran_is_made_up_for_once
+    a_firing_is_skipped_while_the_last_job_has_not_ended
+    pauses_changes_and_deletions_hold
+    e25_anothers_schedule_is_one_that_is_not_there
+    a_refused_job_is_missed_and_the_next_is_made
+    a_whole_engine_fires_by_the_clock_and_goes_on_after_a_restart
+}
+
+async fn j4_a_crash_anywhere_in_a_firing_makes_one_job(world: World) {
+    let (mut crashes, mut doomed) = (0, 0);
+    for effective in [false, true] {
+        for calls in 0..16 {
+            let name = format!("s{calls}-{effective}");
+            let alive = world.engine().await;
+            let at = alive.put(wanted(&name, "@daily")).await.next();
+            let ahead = alive.until(at);
+            let dying = world.engine().await;
+            dying.store.set_ahead(ahead);
+            dying.store.die_after(calls, effective);
+            let died = fire::due(&dying.engine, &alive.stream(&name)).await.is_err();
+            crashes += usize::from(died);
+            // Whoever claims it next, a little later.
+            alive.store.set_ahead(ahead + 15_000);
+            fire::due(&alive.engine, &alive.stream(&name)).await.expect("the log answers");
+            fire::due(&alive.engine, &alive.stream(&name)).await.expect("the log answers");
+            let jobs = alive.jobs_of(&name).await;
+            assert_eq!(jobs.len(), 1, "{name}: {jobs:?}");
+            assert_eq!(jobs[0].scheduled_for.map(|t| t.seconds.unsigned_abs() * 1000), Some(at));
+            assert_eq!((jobs[0].owner.as_str(), jobs[0].schedule.as_str()), ("me", &*name));
+            let schedule = alive.get(&name).await;
+            assert_eq!((schedule.fired, schedule.missed, schedule.skipped), (1, 0, 0), "{name}");
+            assert_eq!(schedule.last_job_id, jobs[0].job_id);
+            assert_eq!(schedule.next(), at + 24 * HOUR * 1000);
+            doomed += 1;
+        }
+    }
+    assert!(
+        crashes >= 10 && crashes < doomed,
+        "{crashes} of {doomed} crashed: the calls reach over the whole firing"
+    );
+}
+
+async fn j23_a_schedule_that_lost_its_last_commits_meets_the_job_that_it_made(world: World) {
+    let engine = world.engine().await;
+    let at = engine.put(wanted("s", "@daily")).await.next();
+    let stream = engine.stream("s");
+    let before = engine.store.snapshot(&stream).await;
+    engine.store.set_ahead(engine.until(at));
+    engine.look("s").await;
+    let fired = engine.get("s").await;
+    // A failover that the schedule's commits did not survive, and the job's did.
+    engine.store.put_back(&stream, &before).await;
+    assert_eq!((engine.get("s").await.fired, engine.get("s").await.next()), (0, at));
+    engine.look("s").await;
+    let again = engine.get("s").await;
+    assert_eq!((again.fired, &again.last_job_id, again.next_at), (1, &fired.last_job_id, fired.next_at));
+    assert_eq!(engine.jobs_of("s").await.len(), 1);
+}
+
+async fn j31_engines_that_race_make_one_job(world: World) {
+    let engines = [world.engine().await, world.engine().await];
+    engines[0].put(Schedule { overlap: Overlap::Allow.into(), ..wanted("race", "* * * * *") }).await;
+    let stream = engines[0].stream("race");
+    for round in 1..=10 {
+        let ahead = engines[0].until(engines[0].get("race").await.next());
+        engines.iter().for_each(|engine| engine.store.set_ahead(ahead));
+        let look = |n: usize| fire::due(&engines[n % 2].engine, &stream);
+        let (a, b, c, d, e, f) = tokio::join!(look(0), look(1), look(2), look(3), look(4), look(5));
+        for looked in [a, b, c, d, e, f] {
+            looked.expect("the log answers");
+        }
+        let jobs = engines[0].jobs_of("race").await;
+        let instants: BTreeSet<_> = jobs.iter().map(|job| job.scheduled_for.map(|t| t.seconds)).collect();
+        assert_eq!((jobs.len(), instants.len()), (round, round));
+        assert_eq!(engines[1].get("race").await.fired, round as u64);
+    }
+}
+
+async fn what_passed_while_nothing_ran_is_made_up_for_once(world: World) {
+    let engine = world.engine().await;
+    let daily = engine.put(wanted("daily", "@daily")).await.next();
+    engine.put(wanted("minutely", "* * * * *")).await;
+    // Two hours after the daily one's time, and hours after the other's.
+    engine.store.set_ahead(engine.until(daily) + 2 * HOUR * 1000);
+    for _ in 0..3 {
+        engine.look("daily").await;
+        engine.look("minutely").await;
+    }
+    assert_eq!(engine.jobs_of("daily").await, []);
+    let schedule = engine.get("daily").await;
+    assert_eq!((schedule.fired, schedule.missed), (0, 1));
+    assert_eq!(schedule.next(), daily + 24 * HOUR * 1000);
+    let jobs = engine.jobs_of("minutely").await;
+    assert_eq!(jobs.len(), 1);
+    let last = jobs[0].scheduled_for.map_or(0, |t| t.seconds.unsigned_abs());
+    assert!(last * 1000 + MINUTE * 1000 >= daily + 2 * HOUR * 1000, "the last instant of those that went by");
+    assert_eq!(engine.get("minutely").await.missed, 0);
+}
+
+async fn a_firing_is_skipped_while_the_last_job_has_not_ended(world: World) {
+    let engine = world.engine().await;
+    engine.put(wanted("skips", "* * * * *")).await;
+    engine.put(Schedule { overlap: Overlap::Allow.into(), ..wanted("allows", "* * * * *") }).await;
+    for _ in 0..3 {
+        engine.store.set_ahead(engine.until(engine.get("skips").await.next()));
+        engine.look("skips").await;
+        engine.look("allows").await;
+    }
+    let schedule = engine.get("skips").await;
+    assert_eq!((schedule.fired, schedule.skipped), (1, 2));
+    assert_eq!(engine.jobs_of("allows").await.len(), 3);
+    let ended = engine.engine.cancel(None, &schedule.last_job_id, "").await.expect("it waits");
+    assert_eq!(ended.state(), JobState::Cancelled);
+    engine.store.set_ahead(engine.until(schedule.next()));
+    engine.look("skips").await;
+    let schedule = engine.get("skips").await;
+    assert_eq!((schedule.fired, schedule.skipped), (2, 2));
+    // The last job was removed: it has ended, surely.
+    let cancelled = engine.engine.cancel(None, &schedule.last_job_id, "").await.expect("it waits");
+    engine.engine.delete(None, &cancelled.job_id).await.expect("it has ended");
+    engine.store.set_ahead(engine.until(schedule.next()));
+    engine.look("skips").await;
+    assert_eq!(engine.get("skips").await.fired, 3);
+    // A unique key is the other way not to have two.
+    let options = JobOptions { unique_key: "only one".into(), ..JobOptions::default() };
+    let unique =
+        Schedule { overlap: Overlap::Allow.into(), options: Some(options), ..wanted("unique", "* * * * *") };
+    engine.put(unique).await;
+    for _ in 0..2 {
+        engine.store.set_ahead(engine.until(engine.get("unique").await.next()));
+        engine.look("unique").await;
+    }
+    let schedule = engine.get("unique").await;
+    assert_eq!((schedule.fired, schedule.skipped, engine.jobs_of("unique").await.len()), (1, 1, 1));
+}
+
+async fn pauses_changes_and_deletions_hold(world: World) {
+    let engine = world.engine().await;
+    let put = async |schedule: Schedule| engine.put(schedule).await;
+    let first = put(wanted("s", "@hourly")).await;
+    assert_eq!(put(wanted("s", "@hourly")).await, first, "the same twice is one");
+    let due = async || engine.store.members(index::FIRINGS).await;
+    assert_eq!(due().await, [engine.stream("s")]);
+    // An hour passes while it rests.
+    let paused = put(Schedule { paused: true, ..wanted("s", "@hourly") }).await;
+    assert_eq!((paused.next_at, due().await.len()), (None, 0));
+    engine.store.set_ahead(engine.until(first.next()));
+    engine.look("s").await;
+    let again = put(wanted("s", "@hourly")).await;
+    engine.look("s").await;
+    assert_eq!((again.next(), engine.jobs_of("s").await.len()), (first.next() + HOUR * 1000, 0));
+    // Another expression counts from now on.
+    let sooner = put(wanted("s", "* * * * *")).await;
+    assert_eq!(sooner.next(), first.next() + MINUTE * 1000);
+    engine.store.set_ahead(engine.until(sooner.next()));
+    // Put at the very moment, with another input: the instant is not lost.
+    put(Schedule { input_json: "[2]".into(), ..wanted("s", "* * * * *") }).await;
+    engine.look("s").await;
+    let jobs = engine.jobs_of("s").await;
+    assert_eq!((jobs.len(), jobs[0].input_json.as_str()), (1, "[2]"));
+    // A firing that was left in hand is finished as it was begun.
+    engine.store.set_ahead(engine.until(engine.get("s").await.next()));
+    engine.engine.cancel(None, &jobs[0].job_id, "").await.expect("it waits");
+    let dying = world.engine().await;
+    dying.store.set_ahead(engine.until(engine.get("s").await.next()));
+    dying.store.die_at_second_commit();
+    fire::due(&dying.engine, &engine.stream("s")).await.expect_err("it dies with the firing in hand");
+    put(Schedule { input_json: "[3]".into(), ..wanted("s", "@daily") }).await;
+    let jobs = engine.jobs_of("s").await;
+    let inputs: Vec<_> = jobs.iter().map(|job| job.input_json.as_str()).collect();
+    assert_eq!(inputs, ["[2]", "[2]"]);
+
+    let stream = engine.stream("s");
+    engine.engine.delete_schedule(Some(caller("me")), "", "s").await.expect("it is there");
+    engine.store.set_ahead(engine.until(engine.store.now() + 48 * HOUR * 1000));
+    fire::due(&engine.engine, &stream).await.expect("nothing to do");
+    assert_eq!((due().await.len(), engine.jobs_of("s").await.len()), (0, 2));
+    for list in [index::schedules_of("default", "me"), index::schedules_of_tenant("default")] {
+        assert_eq!(engine.store.members(&list).await, [""; 0]);
+    }
+    let gone = engine.engine.delete_schedule(Some(caller("me")), "", "s").await;
+    assert!(matches!(gone, Err(EngineError::ScheduleNotFound)), "{gone:?}");
+    let fresh = put(wanted("s", "@daily")).await;
+    assert_eq!(fresh.fired, 0);
+}
+
+async fn e25_anothers_schedule_is_one_that_is_not_there(world: World) {
+    let engine = world.engine().await;
+    engine.put(wanted("mine", "@daily")).await;
+    let theirs =
+        PutScheduleRequest { caller: Some(caller("you")), schedule: Some(wanted("mine", "@hourly")) };
+    assert!(engine.engine.put_schedule(theirs).await.expect("another one").1, "names are the owner's own");
+    let get = async |caller: Caller, owner: &str, name: &str| {
+        engine.engine.get_schedule(Some(caller), owner, name).await.map(|s| s.cron)
+    };
+    let list = async |caller: Caller| {
+        let request = ListSchedulesRequest { caller: Some(caller), ..ListSchedulesRequest::default() };
+        engine.engine.list_schedules(request).await.expect("a page").schedules.len()
+    };
+    assert_eq!(get(caller("me"), "", "mine").await.expect("mine"), "@daily");
+    assert_eq!(get(caller("me"), "me", "mine").await.expect("mine"), "@daily");
+    for (owner, name) in [("you", "mine"), ("you", "none"), ("", "none")] {
+        let refused = get(caller("me"), owner, name).await;
+        assert!(matches!(refused, Err(EngineError::ScheduleNotFound)), "{refused:?}");
+        let refused = engine.engine.delete_schedule(Some(caller("me")), owner, name).await;
+        assert!(matches!(refused, Err(EngineError::ScheduleNotFound)), "{refused:?}");
+    }
+    let admin = Caller { whole_tenant: true, ..caller("admin") };
+    assert_eq!(get(admin.clone(), "you", "mine").await.expect("the tenant's"), "@hourly");
+    let foreign = Caller { tenant: "other".into(), ..admin.clone() };
+    assert!(get(foreign.clone(), "you", "mine").await.is_err());
+    assert_eq!((list(caller("me")).await, list(admin.clone()).await, list(foreign).await), (1, 2, 0));
+    engine.engine.delete_schedule(Some(admin.clone()), "you", "mine").await.expect("the tenant's");
+    assert_eq!((list(caller("me")).await, list(admin).await), (1, 1));
+
+    // Pages, and an end to how many there may be.
+    for n in 1..MAX_SCHEDULES {
+        engine.put(wanted(&format!("s{n}"), "@daily")).await;
+    }
+    let one_more =
+        PutScheduleRequest { caller: Some(caller("me")), schedule: Some(wanted("more", "@daily")) };
+    let refused = engine.engine.put_schedule(one_more).await;
+    assert!(matches!(&refused, Err(EngineError::Full(what)) if what.contains("1000")), "{refused:?}");
+    engine.put(Schedule { paused: true, ..wanted("s1", "@daily") }).await;
+    let (mut names, mut page_token) = (BTreeSet::new(), String::new());
+    loop {
+        let request = ListSchedulesRequest { caller: Some(caller("me")), page_size: 200, page_token };
+        let page = engine.engine.list_schedules(request).await.expect("a page");
+        names.extend(page.schedules.into_iter().map(|s| s.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(names.len() as u64, MAX_SCHEDULES);
+}
+
+async fn a_refused_job_is_missed_and_the_next_is_made(world: World) {
+    let engine = world.engine_with(|engine| engine.bounds.queued_per_owner = 1).await;
+    engine.put(Schedule { overlap: Overlap::Allow.into(), ..wanted("s", "* * * * *") }).await;
+    for _ in 0..2 {
+        engine.store.set_ahead(engine.until(engine.get("s").await.next()));
+        engine.look("s").await;
+    }
+    let schedule = engine.get("s").await;
+    assert_eq!((schedule.fired, schedule.missed), (1, 1));
+    engine.engine.cancel(None, &schedule.last_job_id, "").await.expect("it waits");
+    engine.store.set_ahead(engine.until(schedule.next()));
+    engine.look("s").await;
+    let schedule = engine.get("s").await;
+    assert_eq!((schedule.fired, schedule.missed), (2, 1));
+    // A log that is away is no refusal.
+    engine.engine.cancel(None, &schedule.last_job_id, "").await.expect("it waits");
+    engine.store.set_ahead(engine.until(schedule.next()));
+    engine.store.die_at_second_commit();
+    fire::due(&engine.engine, &engine.stream("s")).await.expect_err("the log is away");
+    engine.store.revive();
+    engine.look("s").await;
+    let schedule = engine.get("s").await;
+    assert_eq!((schedule.fired, schedule.missed, engine.jobs_of("s").await.len()), (3, 1, 3));
+}
+
+async fn a_whole_engine_fires_by_the_clock_and_goes_on_after_a_restart(world: World) {
+    let running = world.serve().await;
+    running.offer("demo").await;
+    let mut schedules =
+        ScheduleServiceClient::connect(running.url.clone()).await.expect("the engine answers");
+    let schedule = Schedule { overlap: Overlap::Allow.into(), ..wanted("tick", "* * * * * *") };
+    let put = PutScheduleRequest { caller: Some(caller("me")), schedule: Some(schedule) };
+    let answer = schedules.put_schedule(put.clone()).await.expect("accepted").into_inner();
+    assert!(answer.created);
+    let bad = Schedule { cron: "0 0 31 2 *".into(), ..wanted("never", "") };
+    let refused = schedules.put_schedule(PutScheduleRequest { caller: None, schedule: Some(bad) }).await;
+    let refused = refused.expect_err("it never fires");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(refused.get_details_bad_request().expect("details").field_violations[0].field, "cron");
+    let unknown = Schedule { kind: "unknown".into(), ..wanted("unknown", "@daily") };
+    let refused = schedules.put_schedule(PutScheduleRequest { caller: None, schedule: Some(unknown) }).await;
+    assert_eq!(refused.expect_err("nobody offers it").code(), Code::InvalidArgument);
+
+    running.fired("tick", 3).await;
+    running.serves().await;
+    running.stop().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // On Redis two engines: each firing is one of them's.
+    let running = world.serve().await;
+    let second = if world.is_shared() { Some(world.serve().await) } else { None };
+    let so_far = running.get("tick").await.fired;
+    running.fired("tick", so_far + 3).await;
+    let mut schedules =
+        ScheduleServiceClient::connect(running.url.clone()).await.expect("the engine answers");
+    let delete =
+        DeleteScheduleRequest { caller: Some(caller("me")), name: "tick".into(), owner: String::new() };
+    let get = GetScheduleRequest { caller: Some(caller("me")), name: "tick".into(), owner: String::new() };
+    let schedule =
+        schedules.get_schedule(get.clone()).await.expect("there").into_inner().schedule.expect("one");
+    schedules.delete_schedule(delete).await.expect("there");
+    assert_eq!(schedules.get_schedule(get).await.expect_err("gone").code(), Code::NotFound);
+    let jobs = running.jobs_of("tick").await;
+    assert!(jobs.len() as u64 >= schedule.fired, "{} jobs, {} fired", jobs.len(), schedule.fired);
+    assert!(jobs.len() as u64 <= schedule.fired + 1, "one may have been made while it was deleted");
+    let instants: BTreeSet<_> = jobs.iter().map(|job| job.scheduled_for.map(|t| t.seconds)).collect();
+    assert_eq!(instants.len(), jobs.len(), "one job for each instant");
+    if let Some(second) = second {
+        second.stop().await;
+    }
+    running.stop().await;
+}

@@ -1,0 +1,398 @@
+//! Engines on a store that can be refused to them, and whose clock can be set ahead.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use clap::Parser;
+use job_engine::{
+    config::Config,
+    engine::{Bounds, Engine},
+    follow::Followers,
+    job::machine::{Rules, millis},
+    kinds::Kinds,
+    registry::Registry,
+    schedule::{self, fire},
+    server,
+    store::{
+        Answer, Commit, CommitOutcome, Expect, Extent, Head, Hint, IndexChange, Page, Snapshot, Store,
+        StoreError,
+        embedded::{Durability, EmbeddedStore},
+        redis::{RedisOptions, RedisStore},
+    },
+};
+use tidegate_proto::v1::{Caller, Job, ListJobsRequest, PutScheduleRequest, Schedule, WorkerKind};
+use tokio::{
+    sync::{OnceCell, broadcast},
+    task::JoinHandle,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::Channel;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::redis_server::RedisServer;
+
+macro_rules! on_both_stores {
+    ($($name:ident)*) => {
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::World::on_redis()).await; })*
+        }
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::World::on_disk()).await; })*
+        }
+    };
+}
+pub(crate) use on_both_stores;
+
+pub(crate) fn caller(subject: &str) -> Caller {
+    Caller { tenant: "default".into(), subject: subject.into(), ..Caller::default() }
+}
+
+/// What a schedule of `demo` jobs is to say.
+pub(crate) fn wanted(name: &str, cron: &str) -> Schedule {
+    Schedule { name: name.into(), kind: "demo".into(), cron: cron.into(), ..Schedule::default() }
+}
+
+/// The instant that a schedule waits for, in ms.
+pub(crate) trait Next {
+    fn next(&self) -> u64;
+}
+
+impl Next for Schedule {
+    fn next(&self) -> u64 {
+        self.next_at.map(millis).expect("it does not rest")
+    }
+}
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    config: Config,
+}
+
+/// A store, and engines on it.
+pub(crate) struct World {
+    redis: Option<RedisServer>,
+    dir: tempfile::TempDir,
+    store: OnceCell<Arc<dyn Store>>,
+}
+
+impl World {
+    pub(crate) fn on_disk() -> Self {
+        Self { redis: None, dir: tempfile::tempdir().expect("a directory"), store: OnceCell::new() }
+    }
+
+    pub(crate) fn on_redis() -> Self {
+        Self { redis: Some(RedisServer::start()), ..Self::on_disk() }
+    }
+
+    /// Whether several engines may run on it side by side.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.redis.is_some()
+    }
+
+    async fn open(&self) -> Arc<dyn Store> {
+        match &self.redis {
+            Some(redis) => {
+                let options = RedisOptions::new(redis.url());
+                Arc::new(RedisStore::connect(&options).await.expect("redis-server answers"))
+            }
+            None => {
+                let dir = self.dir.path().join("direct");
+                Arc::new(EmbeddedStore::open(&dir, Durability::Buffer).expect("opens"))
+            }
+        }
+    }
+
+    /// An engine that does nothing by itself.
+    pub(crate) async fn engine(&self) -> Still {
+        self.engine_with(|_| {}).await
+    }
+
+    pub(crate) async fn engine_with(&self, change: impl FnOnce(&mut Engine)) -> Still {
+        let inner = self.store.get_or_init(|| self.open()).await.clone();
+        let store = Arc::new(Faulty {
+            inner,
+            ahead_ms: AtomicU64::new(0),
+            calls_left: AtomicI64::new(i64::MAX),
+            commits_left: AtomicI64::new(i64::MAX),
+            effective: AtomicU64::new(0),
+        });
+        let mut engine = Engine {
+            store: store.clone(),
+            bounds: Bounds { queued_per_owner: 100_000, jobs: 100_000 },
+            rules: Rules::default(),
+            progress_interval: Duration::ZERO,
+            followers: Followers::new(Duration::from_secs(5)),
+            registry: Registry::default(),
+            kinds: Kinds::default(),
+            draining: CancellationToken::new(),
+            metrics: Arc::default(),
+            tasks: TaskTracker::new(),
+        };
+        change(&mut engine);
+        offer(&engine, "demo").await;
+        Still { engine, store }
+    }
+
+    /// A whole engine, on real sockets.
+    pub(crate) async fn serve(&self) -> Running {
+        let mut flags = vec![
+            "engine".to_owned(),
+            "--grpc-listen=127.0.0.1:0".to_owned(),
+            "--engine-admin-listen=127.0.0.1:0".into(),
+            "--durability=buffer".into(),
+            format!("--data-dir={}", self.dir.path().join("served").display()),
+        ];
+        flags.extend(self.redis.as_ref().map(|redis| format!("--redis={}", redis.url())));
+        let bound = server::bind(&Flags::parse_from(flags).config, None).await.expect("an engine");
+        let url = format!("http://{}", bound.grpc_addr().expect("an address"));
+        let (stop, engine) = (CancellationToken::new(), bound.engine().clone());
+        let served = tokio::spawn(bound.serve(stop.clone()));
+        Running { url, engine, stop, served }
+    }
+}
+
+async fn offer(engine: &Engine, kind: &str) {
+    let kind = WorkerKind { kind: kind.into(), ..WorkerKind::default() };
+    engine.kinds.offer(&*engine.store, &kind).await.expect("the log answers");
+}
+
+async fn get(engine: &Engine, name: &str) -> Schedule {
+    engine.get_schedule(Some(caller("me")), "", name).await.expect("the schedule is there")
+}
+
+/// The jobs that a schedule made, oldest first.
+async fn jobs_of(engine: &Engine, name: &str) -> Vec<Job> {
+    let (mut jobs, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request =
+            ListJobsRequest { caller: Some(caller("me")), page_size: 200, page_token, ..Default::default() };
+        let page = engine.list(&request).await.expect("a page");
+        jobs.extend(page.jobs.into_iter().filter(|job| job.schedule == name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            jobs.sort_by_key(|job| job.scheduled_for.map(millis));
+            return jobs;
+        }
+    }
+}
+
+/// An engine that does what it is told.
+pub(crate) struct Still {
+    pub(crate) engine: Engine,
+    pub(crate) store: Arc<Faulty>,
+}
+
+impl Still {
+    pub(crate) fn stream(&self, name: &str) -> String {
+        schedule::stream("default", "me", name)
+    }
+
+    pub(crate) async fn put(&self, schedule: Schedule) -> Schedule {
+        let request = PutScheduleRequest { caller: Some(caller("me")), schedule: Some(schedule) };
+        self.engine.put_schedule(request).await.expect("accepted").0
+    }
+
+    pub(crate) async fn get(&self, name: &str) -> Schedule {
+        get(&self.engine, name).await
+    }
+
+    pub(crate) async fn jobs_of(&self, name: &str) -> Vec<Job> {
+        jobs_of(&self.engine, name).await
+    }
+
+    /// Does what is to be done about a schedule now.
+    pub(crate) async fn look(&self, name: &str) {
+        fire::due(&self.engine, &self.stream(name)).await.expect("the log answers");
+    }
+
+    /// How far ahead the clock must be for it to be past this instant.
+    pub(crate) fn until(&self, at_ms: u64) -> u64 {
+        (at_ms + 20).saturating_sub(self.store.inner.now_ms())
+    }
+}
+
+/// An engine that runs.
+pub(crate) struct Running {
+    pub(crate) url: String,
+    engine: Arc<Engine>,
+    stop: CancellationToken,
+    served: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    pub(crate) async fn offer(&self, kind: &str) {
+        offer(&self.engine, kind).await;
+    }
+
+    pub(crate) async fn get(&self, name: &str) -> Schedule {
+        get(&self.engine, name).await
+    }
+
+    pub(crate) async fn jobs_of(&self, name: &str) -> Vec<Job> {
+        jobs_of(&self.engine, name).await
+    }
+
+    /// Waits until so many firings made a job.
+    pub(crate) async fn fired(&self, name: &str, times: u64) {
+        let enough = async {
+            while self.get(name).await.fired < times {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), enough).await.expect("it fires");
+    }
+
+    /// Waits until the service says that it serves.
+    pub(crate) async fn serves(&self) {
+        let channel = Channel::from_shared(self.url.clone()).expect("a url").connect().await;
+        let mut health = HealthClient::new(channel.expect("the engine answers"));
+        let enough = async {
+            loop {
+                let request = HealthCheckRequest { service: "tidegate.v1.ScheduleService".into() };
+                if health.check(request).await.expect("it is known").into_inner().status == 1 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), enough).await.expect("it serves");
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        self.served.await.expect("no panic").expect("a clean end");
+    }
+}
+
+/// A store that fails from a chosen call on, and whose clock is ahead.
+pub(crate) struct Faulty {
+    inner: Arc<dyn Store>,
+    ahead_ms: AtomicU64,
+    calls_left: AtomicI64,
+    commits_left: AtomicI64,
+    /// How many of the failing calls take effect.
+    effective: AtomicU64,
+}
+
+impl Faulty {
+    pub(crate) fn set_ahead(&self, ms: u64) {
+        self.ahead_ms.store(ms, Ordering::SeqCst);
+    }
+
+    /// Answers so many calls more; the next fails, with its effect or without, and so do all that follow.
+    pub(crate) fn die_after(&self, calls: i64, effective: bool) {
+        self.effective.store(effective.into(), Ordering::SeqCst);
+        self.calls_left.store(calls, Ordering::SeqCst);
+    }
+
+    /// Answers one commit more; the next fails, and so does every call that follows.
+    pub(crate) fn die_at_second_commit(&self) {
+        self.commits_left.store(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn revive(&self) {
+        self.calls_left.store(i64::MAX, Ordering::SeqCst);
+        self.commits_left.store(i64::MAX, Ordering::SeqCst);
+    }
+
+    /// The store's own clock.
+    pub(crate) fn now(&self) -> u64 {
+        self.now_ms()
+    }
+
+    /// The members of an index.
+    pub(crate) async fn members(&self, index: &str) -> Vec<String> {
+        let listed = self.inner.list(index, None, 1000).await.expect("the log answers");
+        listed.into_iter().map(|(_, member)| member).collect()
+    }
+
+    /// A stream as it is.
+    pub(crate) async fn snapshot(&self, stream: &str) -> Snapshot {
+        let there = self.inner.load(vec![stream.to_owned()]).await.expect("the log answers").pop().flatten();
+        there.expect("the stream is there")
+    }
+
+    /// Makes a stream what it was before.
+    pub(crate) async fn put_back(&self, stream: &str, before: &Snapshot) {
+        let now = self.snapshot(stream).await;
+        self.inner.delete(stream, now.head, Vec::new()).await.expect("the log answers");
+        let commit = Commit {
+            stream: stream.to_owned(),
+            expect: Expect::Absent { epoch: before.head.epoch.clone(), fixed: before.fixed.clone() },
+            state: before.state.clone(),
+            events: vec![Bytes::new()],
+            first_seq: 0,
+            index: Vec::new(),
+        };
+        let outcome = self.inner.commit(commit).await.expect("the log answers");
+        assert!(matches!(outcome, CommitOutcome::Committed(_)), "{outcome:?}");
+    }
+
+    async fn call<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let dead = || StoreError::Unavailable("this engine is dead".into());
+        if self.commits_left.load(Ordering::SeqCst) < 0 {
+            return Err(dead());
+        }
+        if self.calls_left.fetch_sub(1, Ordering::SeqCst) > 0 {
+            return call.await;
+        }
+        if self.effective.swap(0, Ordering::SeqCst) == 1 {
+            call.await?;
+        }
+        Err(dead())
+    }
+}
+
+impl Store for Faulty {
+    fn commit(&self, commit: Commit) -> Answer<'_, CommitOutcome> {
+        self.commits_left.fetch_sub(1, Ordering::SeqCst);
+        Box::pin(self.call(self.inner.commit(commit)))
+    }
+    fn delete(&self, stream: &str, expect: Head, index: Vec<IndexChange>) -> Answer<'_, CommitOutcome> {
+        Box::pin(self.call(self.inner.delete(stream, expect, index)))
+    }
+    fn load(&self, streams: Vec<String>) -> Answer<'_, Vec<Option<Snapshot>>> {
+        Box::pin(self.call(self.inner.load(streams)))
+    }
+    fn read(&self, stream: &str, after: u64, limit: usize, max_bytes: usize) -> Answer<'_, Option<Page>> {
+        Box::pin(self.call(self.inner.read(stream, after, limit, max_bytes)))
+    }
+    fn claim(&self, index: &str, n: usize, hold: Duration) -> Answer<'_, Vec<String>> {
+        Box::pin(self.call(self.inner.claim(index, n, hold)))
+    }
+    fn take(&self, queue: &str, n: usize, hold: Duration) -> Answer<'_, Vec<String>> {
+        Box::pin(self.call(self.inner.take(queue, n, hold)))
+    }
+    fn count(&self, extents: Vec<Extent>) -> Answer<'_, Vec<u64>> {
+        Box::pin(self.call(self.inner.count(extents)))
+    }
+    fn renew(&self, index: &str, members: Vec<String>, after: Duration) -> Answer<'_, Vec<bool>> {
+        Box::pin(self.call(self.inner.renew(index, members, after)))
+    }
+    fn list(
+        &self,
+        index: &str,
+        before: Option<(u64, String)>,
+        limit: usize,
+    ) -> Answer<'_, Vec<(u64, String)>> {
+        Box::pin(self.call(self.inner.list(index, before, limit)))
+    }
+    fn now_ms(&self) -> u64 {
+        self.inner.now_ms() + self.ahead_ms.load(Ordering::SeqCst)
+    }
+    fn hints(&self) -> broadcast::Receiver<Hint> {
+        self.inner.hints()
+    }
+    fn ping(&self) -> Answer<'_, ()> {
+        self.inner.ping()
+    }
+}

@@ -1,0 +1,119 @@
+//! Recurring jobs from end to end: by HTTP, by the command line, and to the end of the jobs they make.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{Stack, Store, eventually};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_makes_jobs_that_run_until_it_is_deleted() {
+    let stack = Stack::start(Store::Redis).await;
+    let path = ["api", "schedules", "tick"];
+    let wanted = json!({
+        "kind": "demo", "input": {"steps": 1, "seconds": 0, "result": 18_446_744_073_709_551_615_u64}, "cron": "*/2 * * * * *",
+        "timeZone": "Europe/Berlin", "options": {"maxAttempts": 2, "timeoutSeconds": 60, "priority": 5}
+    });
+    let put = async || stack.client.request(Method::PUT, &path).json(&wanted).send().await.unwrap();
+    let first = put().await;
+    assert_eq!(
+        (first.status().as_u16(), &first.headers()["location"]),
+        (201, &"/api/schedules/tick".parse().unwrap())
+    );
+    let made: Value = first.json().await.unwrap();
+    assert_eq!((&made["input"], &made["options"]), (&wanted["input"], &wanted["options"]));
+    assert_eq!(
+        (&made["owner"], &made["overlap"], &made["catchUpSeconds"]),
+        (&json!("anonymous"), &json!("skip"), &json!(3600))
+    );
+    assert_eq!(put().await.status().as_u16(), 200);
+
+    let show = async || stack.client.call(stack.client.request(Method::GET, &path)).await.unwrap();
+    let after_two = eventually("it has fired twice", async || {
+        let schedule = show().await;
+        (schedule["fired"].as_u64() >= Some(2)).then_some(schedule)
+    })
+    .await;
+    let job = stack.until(after_two["lastJobId"].as_str().unwrap(), "COMPLETED").await;
+    assert_eq!((&job["schedule"], &job["scheduledFor"]), (&json!("tick"), &after_two["lastAt"]));
+    assert_eq!((&job["owner"], &job["input"]), (&json!("anonymous"), &wanted["input"]));
+    let metrics = stack.engine_metrics().await;
+    assert!(metrics.contains("tidegate_engine_schedules 1"), "{metrics}");
+    assert!(!metrics.contains("tidegate_engine_schedule_firings_total{outcome=\"fired\"} 0"), "{metrics}");
+
+    // What is shown can be put again, but for what the gateway adds.
+    let list = stack.tidegate(&["schedule", "list"]).await;
+    let list = String::from_utf8(list.stdout).unwrap();
+    assert!(list.contains("tick") && list.contains("Europe/Berlin"), "{list}");
+    let line =
+        ["schedule", "put", "tick", "demo", "{}", "--cron", "@daily", "--paused", "--max-attempts", "3"];
+    let paused = stack.tidegate(&line).await;
+    let text = String::from_utf8(paused.stdout).unwrap();
+    assert!(paused.status.success() && text.contains("paused"), "{text}");
+    let schedule: Value =
+        serde_json::from_slice(&stack.tidegate(&["schedule", "show", "tick"]).await.stdout).unwrap();
+    assert_eq!(
+        (&schedule["cron"], &schedule["timeZone"], &schedule["nextAt"]),
+        (&json!("@daily"), &json!("UTC"), &Value::Null)
+    );
+    assert_eq!(schedule["options"], json!({"maxAttempts": 3, "priority": 0}));
+    let deleted = stack.tidegate(&["schedule", "delete", "tick"]).await;
+    assert!(deleted.status.success() && deleted.stdout.is_empty(), "{deleted:?}");
+    let again = stack.tidegate(&["schedule", "delete", "tick"]).await;
+    assert_eq!(again.status.code(), Some(65));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("schedule-not-found"), "{again:?}");
+    let list = stack.client.call(stack.client.request(Method::GET, &["api", "schedules"])).await.unwrap();
+    assert_eq!(list, json!({"schedules": []}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schedules_that_make_no_sense_get_their_problem() {
+    let stack = Stack::start(Store::Embedded).await;
+    let put = |name: &str, body: &str| {
+        let request = stack.client.request(Method::PUT, &["api", "schedules", name]);
+        request.header("content-type", "application/json").body(body.to_owned())
+    };
+    let with = |more: &str| format!(r#"{{"kind":"demo","cron":"@daily"{more}}}"#);
+    let query =
+        |key: &str, value: &str| stack.client.query(Method::GET, &["api", "schedules"], &[(key, value)]);
+    let large = with(&format!(r#","input":"{}""#, "x".repeat(65 << 10)));
+    let invalid = "invalid-argument";
+    for (request, status, slug, field) in [
+        (put("s", "{"), 400, "malformed-json", ""),
+        (put("s", r#"{"kind":"demo"}"#), 400, invalid, "cron"),
+        (put("s", &with(r#","name":"t""#)), 400, invalid, "name"),
+        (put("No Name", &with("")), 400, invalid, "name"),
+        (put("s", r#"{"kind":"demo","cron":"0 0 31 2 *"}"#), 400, invalid, "cron"),
+        (put("s", r#"{"kind":"demo","cron":"every day"}"#), 400, invalid, "cron"),
+        (put("s", &with(r#","timeZone":"Mars/Olympus""#)), 400, invalid, "timeZone"),
+        (put("s", &with(r#","catchUpSeconds":1"#)), 400, invalid, "catchUpSeconds"),
+        (put("s", &with(r#","overlap":"queue""#)), 400, invalid, ""),
+        (put("s", &with(r#","options":{"delaySeconds":5}"#)), 400, invalid, "options.delaySeconds"),
+        (put("s", &with(r#","options":{"runAt":"2030-01-01T00:00:00Z"}"#)), 400, invalid, "options.runAt"),
+        (put("s", &with(r#","options":{"maxAttempts":1000}"#)), 400, invalid, "options.maxAttempts"),
+        (put("s", &large), 400, invalid, "input"),
+        (put("s", r#"{"kind":"nonsense","cron":"@daily"}"#), 400, "unknown-kind", ""),
+        (stack.client.request(Method::GET, &["api", "schedules", "s"]), 404, "schedule-not-found", ""),
+        (stack.client.request(Method::DELETE, &["api", "schedules", "../s"]), 404, "schedule-not-found", ""),
+        (
+            stack.client.query(Method::GET, &["api", "schedules", "s"], &[("owner", "bob")]),
+            404,
+            "schedule-not-found",
+            "",
+        ),
+        (stack.client.request(Method::POST, &["api", "schedules"]), 405, "method-not-allowed", ""),
+        (query("limit", "1000"), 400, invalid, "limit"),
+        (query("cursor", "%%"), 400, invalid, "cursor"),
+        (query("odd", "1"), 400, invalid, ""),
+    ] {
+        let answer = request.send().await.unwrap();
+        let found = answer.status().as_u16();
+        let problem: Value = answer.json().await.unwrap();
+        assert_eq!(
+            (found, problem["type"].as_str()),
+            (status, Some(&*format!("/problems/{slug}"))),
+            "{problem}"
+        );
+        let fields = problem["fields"].as_array().map(Vec::as_slice).unwrap_or_default();
+        assert!(field.is_empty() || fields.iter().any(|f| f["field"] == field), "{field}: {problem}");
+    }
+}
