@@ -18,6 +18,7 @@ mod jwks;
 pub mod mint;
 mod principal;
 mod seal;
+mod state;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

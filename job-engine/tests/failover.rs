@@ -6,6 +6,9 @@
 
 #[path = "conformance/ask.rs"]
 mod ask;
+#[path = "workers/at.rs"]
+#[allow(dead_code)] // shared with other tests
+mod at;
 #[path = "failover/crowd.rs"]
 mod crowd;
 #[path = "failover/losses.rs"]
@@ -26,23 +29,18 @@ mod viewer;
 #[allow(dead_code)] // shared with other tests
 mod worker;
 
-use std::time::Duration;
+use std::{ops::Deref, time::Duration};
 
+use at::At;
 use clap::Parser;
 use job_engine::{config::Config, server};
-use tidegate_proto::v1::{
-    Caller, GetJobRequest, Job, SubmitJobRequest, job_service_client::JobServiceClient,
-    worker_service_client::WorkerServiceClient,
-};
+use tidegate_proto::v1::{Caller, GetJobRequest, Job, SubmitJobRequest};
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 /// How long anything may take here: Redis is given time to fail over, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What the worker by hand calls it.
-use Running as At;
 
 #[derive(Parser)]
 struct Flags {
@@ -52,9 +50,17 @@ struct Flags {
 
 /// An engine on real sockets.
 struct Running {
-    url: String,
+    at: At,
     stop: CancellationToken,
     served: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Deref for Running {
+    type Target = At;
+
+    fn deref(&self) -> &At {
+        &self.at
+    }
 }
 
 impl Running {
@@ -70,19 +76,7 @@ impl Running {
         let url = format!("http://{}", bound.grpc_addr().expect("an address"));
         let stop = CancellationToken::new();
         let served = tokio::spawn(bound.serve(stop.clone()));
-        Self { url, stop, served }
-    }
-
-    async fn channel(&self) -> Channel {
-        Channel::from_shared(self.url.clone()).expect("a url").connect().await.expect("the engine answers")
-    }
-
-    async fn jobs(&self) -> JobServiceClient<Channel> {
-        JobServiceClient::new(self.channel().await)
-    }
-
-    async fn workers(&self) -> WorkerServiceClient<Channel> {
-        WorkerServiceClient::new(self.channel().await)
+        Self { at: At { url }, stop, served }
     }
 
     async fn try_submit(&self, idempotency_key: &str) -> Result<Job, Status> {

@@ -2,6 +2,8 @@
 // Futures of whole conversations are nested deeply.
 #![recursion_limit = "256"]
 
+#[path = "workers/at.rs"]
+mod at;
 #[path = "workers/dispatch.rs"]
 mod dispatch;
 #[path = "workers/ends.rs"]
@@ -21,26 +23,21 @@ mod worker;
 
 use std::{ops::Deref, sync::Arc, time::Duration};
 
+use at::At;
 use clap::Parser;
 use job_engine::{config::Config, engine::Engine, server};
 use redis_server::RedisServer;
 use tidegate_proto::v1::{
-    Caller, GetJobRequest, Job, JobOptions, JobState, ListKindsRequest, SubmitJobRequest, SubmitJobResponse,
-    job_service_client::JobServiceClient, worker_service_client::WorkerServiceClient,
+    Caller, GetJobRequest, Job, JobOptions, JobState, SubmitJobRequest, SubmitJobResponse,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 #[derive(Parser)]
 struct Flags {
     #[command(flatten)]
     config: Config,
-}
-
-/// Where an engine listens.
-struct At {
-    url: String,
 }
 
 /// An engine in this process, on real sockets.
@@ -110,27 +107,6 @@ impl Deref for Running {
 }
 
 impl At {
-    /// Whether an engine answers here.
-    async fn is_up(&self) -> bool {
-        let channel = Channel::from_shared(self.url.clone()).expect("a url").connect().await;
-        match channel {
-            Ok(channel) => JobServiceClient::new(channel).list_kinds(ListKindsRequest {}).await.is_ok(),
-            Err(_) => false,
-        }
-    }
-
-    async fn channel(&self) -> Channel {
-        Channel::from_shared(self.url.clone()).expect("a url").connect().await.expect("the engine answers")
-    }
-
-    async fn jobs(&self) -> JobServiceClient<Channel> {
-        JobServiceClient::new(self.channel().await)
-    }
-
-    async fn workers(&self) -> WorkerServiceClient<Channel> {
-        WorkerServiceClient::new(self.channel().await)
-    }
-
     async fn submit(&self, kind: &str) -> Job {
         self.submit_as("me", kind, JobOptions::default()).await
     }

@@ -10,14 +10,14 @@ use tokio::{
     task::JoinSet,
 };
 
-pub struct Proxy {
-    pub address: SocketAddr,
+pub(crate) struct Proxy {
+    address: SocketAddr,
     connections: Arc<Mutex<JoinSet<()>>>,
 }
 
 impl Proxy {
     /// Forwards to the targets from now on.
-    pub async fn start(targets: Vec<String>) -> Self {
+    pub(crate) async fn start(targets: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(Mutex::new(JoinSet::new()));
@@ -42,12 +42,12 @@ impl Proxy {
         Self { address, connections }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// Cuts every connection, in the middle of whatever it carries.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.connections.lock().abort_all();
     }
 }

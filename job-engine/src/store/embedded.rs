@@ -12,6 +12,8 @@ mod disk;
 mod index;
 mod journal;
 mod queues;
+mod record;
+mod request;
 
 use std::{
     collections::HashMap,
@@ -29,10 +31,11 @@ use super::{
     StoreError,
 };
 use clock::Clock;
-use committer::{Committer, Reply, Request};
+use committer::Committer;
 use disk::Disk;
 use index::Index;
 use queues::Queues;
+use request::{Reply, Request};
 
 /// Requests that wait for the writer; more wait in their callers.
 const QUEUE: usize = 1024;

@@ -25,11 +25,11 @@ use crate::{
 #[tokio::test]
 async fn j5_a_cut_connection_loses_no_report_and_no_job() {
     let mut engine = Engine::start().await;
-    let proxy = Proxy::start(engine.address()).await;
+    let proxy = Proxy::start(vec![engine.address().to_string()]).await;
     let go = Arc::new(Notify::new());
     let wait = go.clone();
     let _worker = start(
-        &[proxy.uri()],
+        &[proxy.url()],
         vec![closure("k", move |job| {
             let wait = wait.clone();
             async move {
@@ -68,9 +68,9 @@ async fn j5_a_cut_connection_loses_no_report_and_no_job() {
 #[tokio::test]
 async fn j2_a_lease_that_is_lost_meanwhile_drops_the_job() {
     let mut engine = Engine::start().await;
-    let proxy = Proxy::start(engine.address()).await;
+    let proxy = Proxy::start(vec![engine.address().to_string()]).await;
     let dropped = Arc::new(AtomicBool::new(false));
-    let _worker = start(&[proxy.uri()], vec![deaf(&dropped), quick()]);
+    let _worker = start(&[proxy.url()], vec![deaf(&dropped), quick()]);
     let mut stream = engine.welcome().await;
     stream.assign(&job("deaf", "deaf", &json!({}))).await;
     stream.report().await;

@@ -4,10 +4,12 @@
 
 mod connections;
 mod csv_import;
+mod csv_interrupted;
 mod engine;
 mod exec;
 mod handlers;
 mod protocol;
+#[path = "../../../tests/chaos/proxy.rs"]
 mod proxy;
 
 use std::{

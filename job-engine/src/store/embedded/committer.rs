@@ -13,14 +13,16 @@ use std::{
 
 use bytes::Bytes;
 use fjall::PersistMode;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::{
     Durability, Shared,
-    disk::{Changes, EventKey, MAX_NAME, Record},
+    disk::{Changes, MAX_NAME},
     millis,
+    record::{EventKey, Record},
+    request::{Checked, Request, check_names},
 };
-use crate::store::{Commit, CommitOutcome, Expect, Head, Hint, IndexChange, Place, Snapshot, StoreError};
+use crate::store::{Commit, CommitOutcome, Expect, Head, Hint, IndexChange, Snapshot, StoreError};
 
 /// One batch holds at most this many requests …
 const BATCH_REQUESTS: usize = 1024;
@@ -28,25 +30,6 @@ const BATCH_REQUESTS: usize = 1024;
 const BATCH_BYTES: usize = 8 << 20;
 /// Old events removed with a commit, and with a batch; the rest is removed with later batches.
 const DROP_AT_ONCE: u64 = 256;
-
-pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
-
-pub(super) enum Request {
-    Commit { commit: Commit, reply: Reply<CommitOutcome> },
-    Delete { stream: String, expect: Head, index: Vec<IndexChange>, reply: Reply<CommitOutcome> },
-    Claim { index: String, n: usize, hold: Duration, reply: Reply<Vec<String>> },
-    Take { queue: String, n: usize, hold: Duration, reply: Reply<Vec<String>> },
-    Renew { index: String, members: Vec<String>, after: Duration, reply: Reply<Vec<bool>> },
-    Ping { reply: Reply<()> },
-}
-
-/// A checked request, to be answered when its batch is written.
-enum Checked {
-    Changed(CommitOutcome, Reply<CommitOutcome>),
-    Claimed(Vec<String>, Reply<Vec<String>>),
-    Renewed(Vec<bool>, Reply<Vec<bool>>),
-    Seen(Reply<()>),
-}
 
 /// What the thread owns.
 pub(super) struct Committer {
@@ -371,46 +354,4 @@ impl Changes {
             && self.events.is_empty()
             && self.drops.is_empty()
     }
-}
-
-impl Request {
-    fn refuse(self, error: StoreError) {
-        match self {
-            Self::Commit { reply, .. } | Self::Delete { reply, .. } => drop(reply.send(Err(error))),
-            Self::Claim { reply, .. } | Self::Take { reply, .. } => drop(reply.send(Err(error))),
-            Self::Renew { reply, .. } => drop(reply.send(Err(error))),
-            Self::Ping { reply } => drop(reply.send(Err(error))),
-        }
-    }
-}
-
-impl Checked {
-    fn answer(self, written: Result<(), &StoreError>) {
-        let written = written.map_err(Clone::clone);
-        match self {
-            Self::Changed(outcome, reply) => drop(reply.send(written.map(|()| outcome))),
-            Self::Claimed(members, reply) => drop(reply.send(written.map(|()| members))),
-            Self::Renewed(there, reply) => drop(reply.send(written.map(|()| there))),
-            Self::Seen(reply) => drop(reply.send(written)),
-        }
-    }
-}
-
-fn check_names(changes: &[IndexChange]) -> Result<(), StoreError> {
-    let fits = |names: &[&String]| names.iter().all(|name| name.len() <= MAX_NAME);
-    let fits = changes.iter().all(|change| match change {
-        IndexChange::Put { index, member, .. } | IndexChange::Remove { index, member } => {
-            fits(&[index, member])
-        }
-        IndexChange::Enqueue { place: Place { queue, lane, member, .. }, gate } => {
-            fits(&[queue, lane, member]) && gate.as_ref().is_none_or(|g| fits(&[&g.name]))
-        }
-        IndexChange::Dequeue { place } => fits(&[&place.queue, &place.lane, &place.member]),
-        IndexChange::Leave { gate, lane, member } => fits(&[gate, lane, member]),
-    });
-    fits.then_some(()).ok_or_else(|| {
-        StoreError::Damaged(format!(
-            "the name of an index, queue, lane, gate or member has {MAX_NAME} bytes at most"
-        ))
-    })
 }

@@ -21,19 +21,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Buf as _, BufMut as _, Bytes};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as _, UserValue};
+use bytes::Bytes;
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as _};
 
 use super::{
     journal,
     queues::{Queues, Records},
+    record::{EventKey, Record, damaged, event_key, index_key, number, shared, split_index_key},
 };
-use crate::store::{Entry, Head, Page, Snapshot, StoreError};
+use crate::store::{Entry, Page, Snapshot, StoreError};
 
 /// The layout above. A store that was written by a program of another layout is refused.
 const FORMAT: u64 = 2;
-const PLAIN: u8 = 1;
-const WITH_FIXED: u8 = 2;
 /// Upper bound of a stream's or member's name, in bytes; fjall's keys end at 65,535.
 pub(super) const MAX_NAME: usize = 4096;
 
@@ -51,21 +50,9 @@ pub(super) struct Disk {
     _lock: File,
 }
 
-/// A stream as stored.
-#[derive(Clone, Debug)]
-pub(super) struct Record {
-    pub(super) log: u64,
-    /// Whether the stream has fixed bytes; they are only in snapshots that are handed out.
-    pub(super) has_fixed: bool,
-    pub(super) snapshot: Snapshot,
-}
-
 /// How long a directory may still be locked by a process that is about to end, or by a child that somebody just forked
 /// and that has yet to exec: it holds every open file for a moment.
 const HANDOVER: Duration = Duration::from_secs(1);
-
-/// Key of one event: log id and number.
-pub(super) type EventKey = (u64, u64);
 
 /// Everything that one write changes; `None` removes.
 #[derive(Default)]
@@ -322,77 +309,6 @@ fn open_database(path: &Path) -> fjall::Result<(Database, [Keyspace; 6])> {
         db.keyspace("meta", options(1 << 20))?,
     ];
     Ok((db, keyspaces))
-}
-
-impl Record {
-    fn encode(&self) -> Vec<u8> {
-        let Snapshot { head, first_seq, state, .. } = &self.snapshot;
-        let mut out = Vec::with_capacity(26 + head.epoch.len() + state.len());
-        out.put_u8(if self.has_fixed { WITH_FIXED } else { PLAIN });
-        out.put_u64(self.log);
-        out.put_u64(head.seq);
-        out.put_u64(*first_seq);
-        #[allow(clippy::cast_possible_truncation)] // the committer refuses longer epochs
-        out.put_u8(head.epoch.len() as u8);
-        out.put_slice(head.epoch.as_bytes());
-        out.put_slice(state);
-        out
-    }
-
-    fn decode(stream: &str, value: &UserValue) -> Result<Self, StoreError> {
-        let mut value = shared(value);
-        if value.len() < 26 {
-            return Err(damaged(stream));
-        }
-        let has_fixed = match value.get_u8() {
-            PLAIN => false,
-            WITH_FIXED => true,
-            _ => return Err(damaged(stream)),
-        };
-        let (log, seq, first_seq) = (value.get_u64(), value.get_u64(), value.get_u64());
-        let length = usize::from(value.get_u8());
-        if value.len() < length {
-            return Err(damaged(stream));
-        }
-        let epoch = String::from_utf8(value.split_to(length).to_vec()).map_err(|_| damaged(stream))?;
-        let head = Head { seq, epoch };
-        Ok(Self { log, has_fixed, snapshot: Snapshot { head, first_seq, state: value, fixed: Bytes::new() } })
-    }
-}
-
-fn damaged(stream: &str) -> StoreError {
-    StoreError::Damaged(format!("the state of {stream}"))
-}
-
-fn event_key((log, seq): EventKey) -> [u8; 16] {
-    let mut key = [0; 16];
-    key[..8].copy_from_slice(&log.to_be_bytes());
-    key[8..].copy_from_slice(&seq.to_be_bytes());
-    key
-}
-
-fn index_key(index: &str, member: &str) -> Vec<u8> {
-    let mut key = Vec::with_capacity(2 + index.len() + member.len());
-    #[allow(clippy::cast_possible_truncation)] // the committer refuses longer names
-    key.put_u16(index.len() as u16);
-    key.put_slice(index.as_bytes());
-    key.put_slice(member.as_bytes());
-    key
-}
-
-fn split_index_key(key: &[u8]) -> Option<(String, String)> {
-    let (length, rest) = key.split_at_checked(2)?;
-    let (name, member) = rest.split_at_checked(usize::from(u16::from_be_bytes(length.try_into().ok()?)))?;
-    Some((String::from_utf8(name.to_vec()).ok()?, String::from_utf8(member.to_vec()).ok()?))
-}
-
-fn number(value: impl AsRef<[u8]>) -> Option<u64> {
-    Some(u64::from_be_bytes(value.as_ref().try_into().ok()?))
-}
-
-/// A copy: small values are cheaper to copy than to keep a whole block in memory for.
-fn shared(value: &UserValue) -> Bytes {
-    Bytes::copy_from_slice(value)
 }
 
 /// The one place where an error of fjall gets its meaning.
