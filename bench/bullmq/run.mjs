@@ -20,7 +20,6 @@
 
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { cpus } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -28,6 +27,7 @@ import { parseArgs } from "node:util";
 import { Queue } from "bullmq";
 import { Redis } from "ioredis";
 import { Client } from "../../clients/node/src/index.js";
+import { freePort } from "../../clients/node/test/stack.js";
 
 const HERE = import.meta.dirname;
 const RELEASE = path.resolve(process.env.TIDEGATE_BIN_DIR ?? path.join(HERE, "../../target/release"));
@@ -41,14 +41,6 @@ const { values } = parseArgs({ options: { jobs: { type: "string", default: "3000
 const [jobs, reports, rounds] = [values.jobs, values.reports, values.rounds].map(Number);
 
 const sum = (object) => Object.values(object).reduce((a, b) => a + b);
-
-async function freePort() {
-  const server = createServer().listen(0, "127.0.0.1");
-  await new Promise((ready) => server.once("listening", ready));
-  const { port } = server.address();
-  await new Promise((closed) => server.close(closed));
-  return port;
-}
 
 const alive = new Set();
 process.on("exit", () => { for (const child of alive) child.kill("SIGKILL"); });

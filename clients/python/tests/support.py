@@ -126,6 +126,18 @@ class Engine:
             self.process = None
 
 
+class OnAnEngine(unittest.IsolatedAsyncioTestCase):
+    """Tests that have an engine, a scratch directory, and a client."""
+
+    async def asyncSetUp(self) -> None:
+        self.scratch = scratch(self)
+        self.engine = Engine(self.scratch)
+        self.addAsyncCleanup(self.engine.end)
+        await self.engine.start()
+        self.client = Client(self.engine.address)
+        self.addAsyncCleanup(self.client.close)
+
+
 class Proxy:
     """Forwards TCP connections to a port; can cut them all, and refuse new ones until it is healed."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from tests.support import DEADLINE, Engine, Proxy, free_port, log_of, scratch, working
+from tests.support import DEADLINE, Engine, OnAnEngine, Proxy, free_port, log_of, scratch, working
 from tidegate import (
     CallFailed,
     Client,
@@ -100,13 +100,9 @@ class Credentials(unittest.IsolatedAsyncioTestCase):
             self.assertEqual((await alice.get(job.job_id)).outcome, types.Completed(7))
 
 
-class Calls(unittest.IsolatedAsyncioTestCase):
+class Calls(OnAnEngine):
     async def asyncSetUp(self) -> None:
-        self.engine = Engine(scratch(self))
-        self.addAsyncCleanup(self.engine.end)
-        await self.engine.start()
-        self.client = Client(self.engine.address)
-        self.addAsyncCleanup(self.client.close)
+        await super().asyncSetUp()
         self.worker = Worker(self.engine.address)
 
         @self.worker.kind("echo")

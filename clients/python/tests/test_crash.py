@@ -10,7 +10,20 @@ import sqlite3
 import unittest
 from typing import Any
 
-from tests.support import AIRPORTS, Engine, Process, Proxy, csv_worker, free_port, log_of, offered, scratch, until, working
+from tests.support import (
+    AIRPORTS,
+    Engine,
+    OnAnEngine,
+    Process,
+    Proxy,
+    csv_worker,
+    free_port,
+    log_of,
+    offered,
+    scratch,
+    until,
+    working,
+)
 from tidegate import Client, Context, Event, Job, Worker, types
 
 KIND = "csv-import-python"
@@ -18,15 +31,7 @@ KIND = "csv-import-python"
 SLOWLY = {"path": AIRPORTS.name, "batch_rows": 50, "rows_per_second": 700}
 
 
-class Imports(unittest.IsolatedAsyncioTestCase):
-    async def asyncSetUp(self) -> None:
-        self.scratch = scratch(self)
-        self.engine = Engine(self.scratch)
-        self.addAsyncCleanup(self.engine.end)
-        await self.engine.start()
-        self.client = Client(self.engine.address)
-        self.addAsyncCleanup(self.client.close)
-
+class Imports(OnAnEngine):
     def worker(self, name: str, engine: str | None = None) -> Process:
         process = csv_worker(engine or self.engine.address, self.scratch, name)
         self.addAsyncCleanup(process.end)

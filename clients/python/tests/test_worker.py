@@ -11,7 +11,7 @@ import time
 import unittest
 from typing import Any
 
-from tests.support import DEADLINE, Engine, log_of, scratch, until, working
+from tests.support import DEADLINE, Engine, OnAnEngine, log_of, scratch, until, working
 from tidegate import (
     Cancelled,
     Client,
@@ -27,13 +27,9 @@ from tidegate import (
 )
 
 
-class OnAnEngine(unittest.IsolatedAsyncioTestCase):
+class WithAWorker(OnAnEngine):
     async def asyncSetUp(self) -> None:
-        self.engine = Engine(scratch(self))
-        self.addAsyncCleanup(self.engine.end)
-        await self.engine.start()
-        self.client = Client(self.engine.address)
-        self.addAsyncCleanup(self.client.close)
+        await super().asyncSetUp()
         self.worker = Worker(self.engine.address, grace=1)
 
     async def run_job(self, kind: str, input: Any = None, **options: Any) -> list[Event]:
@@ -41,7 +37,7 @@ class OnAnEngine(unittest.IsolatedAsyncioTestCase):
         return await log_of(self.client, job.job_id)
 
 
-class Saying(OnAnEngine):
+class Saying(WithAWorker):
     async def test_everything_that_a_handler_says_is_in_the_log(self) -> None:
         @self.worker.kind("says", description="Says everything.", input_schema={"type": "object"}, example={"a": 1})
         async def says(ctx: Context, input: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +122,7 @@ class Saying(OnAnEngine):
                 self.assertEqual(left_out == 0, drain)
 
 
-class Ending(OnAnEngine):
+class Ending(WithAWorker):
     async def test_j9_failures_are_typed_and_show_no_traceback(self) -> None:
         @self.worker.kind("fails")
         async def fails(ctx: Context, input: str) -> Any:
@@ -208,7 +204,7 @@ class Ending(OnAnEngine):
         self.assertEqual([e.what.text for e in events if isinstance(e.what, types.Log)], [f"{i}" for i in range(600)])
 
 
-class Stopping(OnAnEngine):
+class Stopping(WithAWorker):
     async def cancelled(self, kind: str) -> list[Event]:
         """Submits a job, cancels it at its first progress, and returns its log."""
         job = await self.client.submit(kind)
