@@ -7,46 +7,16 @@
 
 import { execFileSync, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { readFile, rm, writeFile } from 'node:fs/promises';
 import http from 'node:http';
 import https from 'node:https';
-import { createServer } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { alive, freePort, scratch, until } from '../../clients/node/test/stack.js';
+
+export { until };
 
 const BIN_DIR = resolve(process.env.TIDEGATE_BIN_DIR ?? join(import.meta.dirname, '../../target/debug'));
-const READY_MS = 30_000;
 const KEPT_OUTPUT = 16_000;
-
-/** Waits until `condition` returns something truthy, and returns it. */
-export async function until(what, condition, deadlineMs = READY_MS) {
-  const deadline = Date.now() + deadlineMs;
-  let last;
-  do {
-    try {
-      const value = await condition();
-      if (value) return value;
-      last = undefined;
-    } catch (error) {
-      last = error;
-    }
-    await new Promise((next) => setTimeout(next, 40));
-  } while (Date.now() < deadline);
-  throw new Error(`still not so after ${deadlineMs} ms: ${what}`, { cause: last });
-}
-
-async function freePort() {
-  const server = createServer().listen(0, '127.0.0.1');
-  await new Promise((ready) => server.once('listening', ready));
-  const { port } = server.address();
-  await new Promise((closed) => server.close(closed));
-  return port;
-}
-
-/** Children that run; none outlives this process, however it ends. */
-const alive = new Set();
-process.on('exit', () => { for (const child of alive) child.kill('SIGKILL'); });
-for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => process.exit(1));
 
 class Process {
   output = '';
@@ -116,7 +86,7 @@ function call(method, url, { body, headers, ca } = {}) {
  *   and what it names, edge.key and workers.key among them; and what may ask for the kinds
  */
 export async function startStack({ allInOne = false, capacity = 8, tls = false, auth } = {}) {
-  const dir = await mkdtemp(join(tmpdir(), 'tidegate-browser-'));
+  const dir = scratch();
   for (const [name, text] of Object.entries(auth?.files ?? {})) await writeFile(join(dir, name), text);
   const [configured, delegate, work] = auth
     ? [['--config', 'tidegate.toml'], ['--engine-token-file', 'edge.key'], ['--token-file', 'workers.key']].map(([flag, name]) => [flag, join(dir, name)])

@@ -114,7 +114,10 @@ impl Fixture {
 
     pub(crate) fn write(&self, auth: &str) -> PathBuf {
         let path = self.dir.path().join("tidegate.toml");
-        fs::write(&path, auth).unwrap();
+        // Renamed, because a file that is read half written is another test.
+        let new = self.dir.path().join("new.toml");
+        fs::write(&new, auth).unwrap();
+        fs::rename(new, &path).unwrap();
         path
     }
 

@@ -2,15 +2,13 @@
 
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
-import { mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { renameSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { after, before, test } from "node:test";
 import { Client, NotFound, TidegateError, Worker } from "tidegate";
-import { Engine, quiet, until } from "./stack.js";
+import { Engine, quiet, scratch, until } from "./stack.js";
 
-const dir = mkdtempSync(path.join(tmpdir(), "tidegate-node-auth-"));
-const config = path.join(dir, "tidegate.toml");
+const config = path.join(scratch(), "tidegate.toml");
 const keys = Object.fromEntries(["alice", "alice-2", "bob", "workers"].map((name) => [name, `tg_${randomBytes(32).toString("base64url")}`]));
 let engine;
 
@@ -31,7 +29,6 @@ before(async () => {
 });
 after(async () => {
   await engine?.stop();
-  rmSync(dir, { recursive: true, force: true });
 });
 
 test("each speaks for itself, with a token that may change", async (t) => {

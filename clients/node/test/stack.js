@@ -37,9 +37,21 @@ export async function freePort() {
   return port;
 }
 
-/** Children that run; none outlives this process, however it ends. */
-const alive = new Set();
-process.on("exit", () => { for (const child of alive) child.kill("SIGKILL"); });
+/** Children that run, and directories in use: none outlives this process, however it ends short of SIGKILL. */
+export const alive = new Set();
+const dirs = new Set();
+process.on("exit", () => {
+  for (const child of alive) child.kill("SIGKILL");
+  for (const dir of dirs) rmSync(dir, { recursive: true, force: true, maxRetries: 5 });
+});
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(signal, () => process.exit(1));
+
+/** A new directory. */
+export function scratch() {
+  const dir = mkdtempSync(path.join(tmpdir(), "tidegate-node-"));
+  dirs.add(dir);
+  return dir;
+}
 
 /** Starts a process that keeps the end of its output, in `output`. */
 export function start(command, args, env = {}) {
@@ -63,7 +75,7 @@ export function start(command, args, env = {}) {
 /** An engine that can be killed and started again on the same log and port. */
 export class Engine {
   #child = null;
-  #dir = mkdtempSync(path.join(tmpdir(), "tidegate-node-"));
+  #dir = scratch();
   #flags;
 
   constructor(flags = []) {
