@@ -409,6 +409,17 @@ DASHBOARDS = {
                 "ops",
             ),
             graph(
+                "Schedules",
+                "In the whole log, those that are not paused.",
+                [(f"max (tidegate_engine_schedules{{{M}}})", "schedules")],
+            ),
+            graph(
+                "Firings of schedules",
+                "Per second, by what became of them; missed: too late to be made up for, or refused.",
+                [(rate(E + "schedule_firings_total", "outcome"), "{{outcome}}")],
+                "ops",
+            ),
+            graph(
                 "Leases that expired",
                 "Workers that gave no sign of life, per second.",
                 [(rate(E + "leases_expired_total", "instance"), "{{instance}}")],

@@ -67,6 +67,10 @@ CASES: dict[str, list[tuple]] = {
         ("tidegate_engine_jobs_finished_total", {**ENGINE, "kind": "demo", "outcome": "completed"}, counter(9, 1)),
     ],
     "TidegateLeasesExpire": [("tidegate_engine_leases_expired_total", ENGINE, counter(0, 1))],
+    "TidegateSchedulesMissed": [
+        ("tidegate_engine_schedule_firings_total", {**ENGINE, "outcome": "missed"}, counter(0, 1)),
+        ("tidegate_engine_schedule_firings_total", {**ENGINE, "outcome": "fired"}, counter(9, 9)),
+    ],
     "TidegateFencedWrites": [
         ("tidegate_engine_reports_total", {**ENGINE, "result": "lease_lost"}, counter(0, 5)),
         ("tidegate_engine_reports_total", {**ENGINE, "result": "ok"}, counter(50, 50)),

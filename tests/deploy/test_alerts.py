@@ -2,7 +2,7 @@
 
 The rules are those that are deployed, in a copy whose time is shorter (`shortened`): windows of minutes are seconds, expressions and
 thresholds are the same. The faults are real: processes are killed and frozen, Redis stalls, is full, and loses its connections; callers
-come without a key, too often, or with cursors of other logs. Only three would take minutes or thousands of viewers, and are
+come without a key, too often, or with cursors of other logs. Only four would take minutes or thousands of viewers, and are
 shown by a small exporter beside the real ones: `EXPORTED`.
 """
 
@@ -47,7 +47,7 @@ FILES = 128
 KEY = "tg_a-key-of-the-test-of-alerts"
 
 #: What is not done for real, as the exporter shows it: jobs that have waited for minutes, thousands of viewers that
-#: fall behind, a process with too little CPU.
+#: fall behind, a process with too little CPU, schedules, which fire by the minute.
 EXPORTED = {
     "TidegateJobsWait": """
 tidegate_engine_queue_wait_seconds_bucket{{kind="exported",le="60"}} 0
@@ -56,6 +56,7 @@ tidegate_engine_queue_wait_seconds_bucket{{kind="exported",le="+Inf"}} {grows}
 """,
     "TidegateSlowViewers": "tidegate_gateway_slow_viewers_total {grows}",
     "TidegateBusy": "tidegate_runtime_queue {high}",
+    "TidegateSchedulesMissed": 'tidegate_engine_schedule_firings_total{{outcome="missed"}} {grows}',
 }
 
 
