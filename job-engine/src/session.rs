@@ -234,6 +234,7 @@ impl Session {
             deadline: record.deadline_ms().map(machine::timestamp),
             progress_deadline: job.options.as_ref().and_then(|o| o.progress_deadline),
             traceparent: record.traceparent.clone(),
+            scheduled_for: job.scheduled_for,
         };
         self.own(assigned);
         self.send(Message::Assignment(assignment)).await;

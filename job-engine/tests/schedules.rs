@@ -3,6 +3,10 @@
 //! Where time has to pass, the store is wrapped and its clock set ahead; where somebody has to die, the wrapper refuses
 //! every call from a chosen one on, with its effect or without. The last tests run whole engines by the clock.
 
+#[path = "conformance/ask.rs"]
+mod ask;
+#[path = "conformance/redis_cluster.rs"]
+mod redis_cluster;
 #[path = "conformance/redis_server.rs"]
 mod redis_server;
 #[path = "schedules/support.rs"]
@@ -15,8 +19,9 @@ use support::{Next as _, World, caller, on_both_stores, wanted};
 use tidegate_proto::{
     limits::MAX_SCHEDULES,
     v1::{
-        Caller, DeleteScheduleRequest, GetScheduleRequest, JobOptions, JobState, ListSchedulesRequest,
-        Overlap, PutScheduleRequest, Schedule, schedule_service_client::ScheduleServiceClient,
+        Caller, Concurrency, DeleteScheduleRequest, GetScheduleRequest, JobOptions, JobState,
+        ListSchedulesRequest, Overlap, PutScheduleRequest, Schedule,
+        schedule_service_client::ScheduleServiceClient,
     },
 };
 use tonic::Code;
@@ -43,7 +48,10 @@ async fn j4_a_crash_anywhere_in_a_firing_makes_one_job(world: World) {
         for calls in 0..16 {
             let name = format!("s{calls}-{effective}");
             let alive = world.engine().await;
-            let at = alive.put(wanted(&name, "@daily")).await.next();
+            // Jobs of one concurrency key belong together, wherever their schedules are.
+            let concurrency = (calls % 2 == 0).then(|| Concurrency { key: "k".into(), limit: 2 });
+            let options = Some(JobOptions { concurrency, ..JobOptions::default() });
+            let at = alive.put(Schedule { options, ..wanted(&name, "@daily") }).await.next();
             let ahead = alive.until(at);
             let dying = world.engine().await;
             dying.store.set_ahead(ahead);

@@ -3,11 +3,18 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Stack, Store, eventually};
+use crate::support::{Options, Stack, Store, eventually};
+
+/// A command that says for which instant it runs.
+const STAMP: &str = r#"
+[[exec]]
+kind = "stamp"
+command = ["sh", "-c", "echo \"::result {\\\"for\\\": \\\"$TIDEGATE_SCHEDULED_FOR\\\"}\""]
+"#;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schedule_makes_jobs_that_run_until_it_is_deleted() {
-    let stack = Stack::start(Store::Redis).await;
+    let stack = Stack::start(Options { config: STAMP.into(), ..Store::Redis.into() }).await;
     let path = ["api", "schedules", "tick"];
     let wanted = json!({
         "kind": "demo", "input": {"steps": 1, "seconds": 0, "result": 18_446_744_073_709_551_615_u64}, "cron": "*/2 * * * * *",
@@ -39,6 +46,19 @@ async fn a_schedule_makes_jobs_that_run_until_it_is_deleted() {
     let metrics = stack.engine_metrics().await;
     assert!(metrics.contains("tidegate_engine_schedules 1"), "{metrics}");
     assert!(!metrics.contains("tidegate_engine_schedule_firings_total{outcome=\"fired\"} 0"), "{metrics}");
+
+    // The worker is told the instant.
+    let stamp = stack.client.request(Method::PUT, &["api", "schedules", "stamp"]);
+    stack.client.call(stamp.json(&json!({"kind": "stamp", "cron": "* * * * * *"}))).await.unwrap();
+    let stamped = eventually("it has fired", async || {
+        let request = stack.client.request(Method::GET, &["api", "schedules", "stamp"]);
+        stack.client.call(request).await.unwrap()["lastJobId"].as_str().map(str::to_owned)
+    })
+    .await;
+    let job = stack.until(&stamped, "COMPLETED").await;
+    let at = job["scheduledFor"].as_str().unwrap().replace(".000Z", "Z");
+    assert_eq!(job["result"]["for"], at, "{job}");
+    assert!(stack.tidegate(&["schedule", "delete", "stamp"]).await.status.success());
 
     // What is shown can be put again, but for what the gateway adds.
     let list = stack.tidegate(&["schedule", "list"]).await;

@@ -7,6 +7,7 @@
 use std::{
     fmt,
     sync::{Arc, OnceLock},
+    time::SystemTime,
 };
 
 use bytes::Bytes;
@@ -161,6 +162,11 @@ impl JobContext {
     /// The tenant and the subject that submitted the job.
     pub fn owner(&self) -> (&str, &str) {
         (&self.job.tenant, &self.job.owner)
+    }
+
+    /// The instant for which a schedule submitted the job; `None` if somebody did.
+    pub fn scheduled_for(&self) -> Option<SystemTime> {
+        self.job.scheduled_for.and_then(|at| at.try_into().ok())
     }
 
     /// The input as it was submitted, a JSON text.

@@ -48,6 +48,7 @@ export class JobContext {
     this.leaseToken = /** @type {string} */ (assignment.leaseToken);
     this.tenant = /** @type {string} */ (assignment.tenant);
     this.owner = /** @type {string} */ (assignment.owner);
+    this.scheduledFor = /** @type {Date | null} */ (assignment.scheduledFor ?? null);
     this.input = input;
     this.inputJson = /** @type {string} */ (assignment.inputJson || "{}");
     /** @type {Readonly<{ name: string, data: Buffer }> | null} */

@@ -116,6 +116,8 @@ export interface JobContext<Input = any> {
   readonly tenant: string;
   /** The subject that submitted the job. */
   readonly owner: string;
+  /** The instant for which a schedule submitted the job; null if somebody did. */
+  readonly scheduledFor: Date | null;
   readonly input: Input;
   /** The input as it was submitted; numbers beyond 2^53 are exact here alone. */
   readonly inputJson: string;

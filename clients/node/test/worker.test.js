@@ -62,7 +62,7 @@ test("everything that a job can say arrives as it was said", async () => {
     await ctx.custom("chart", { bars: [1, "ü", "\ud800"] });
     ctx.log("half a pair: \ud83d.");
     await ctx.flush();
-    return { input, attempt: ctx.attempt, tenant: ctx.tenant };
+    return { input, attempt: ctx.attempt, tenant: ctx.tenant, scheduledFor: ctx.scheduledFor };
   });
   const { jobId } = await client.submit(kind, { a: [1] });
   const events = await eventsOf(jobId);
@@ -73,7 +73,7 @@ test("everything that a job can say arrives as it was said", async () => {
   assert.deepEqual([checkpoint.name, checkpoint.size], ["half", 2]);
   assert.deepEqual([custom.name, custom.value], ["chart", { bars: [1, "ü", "\ud800"] }]);
   assert.equal(pair.text, "half a pair: \ufffd.");
-  assert.deepEqual(complete.result, { input: { a: [1] }, attempt: 1, tenant: "default" });
+  assert.deepEqual(complete.result, { input: { a: [1] }, attempt: 1, tenant: "default", scheduledFor: null });
 });
 
 test("failures are final, retryable, or of a sort that nobody foresaw", async () => {

@@ -14,7 +14,8 @@ import grpc
 
 from tests.support import PYTHON
 from tidegate import Client, InvalidRequest, JobState, Worker, _engines, _limits, types
-from tidegate.v1 import job_pb2
+from tidegate.context import Context, Stop
+from tidegate.v1 import job_pb2, worker_service_pb2
 
 
 class Generated(unittest.TestCase):
@@ -31,6 +32,15 @@ class Generated(unittest.TestCase):
                 self.assertEqual(
                     (committed / name).read_text(), (generated / name).read_text(), f"{name} is stale: python generate.py"
                 )
+
+
+class Contexts(unittest.TestCase):
+    def test_a_job_of_a_schedule_knows_for_which_instant_it_is(self) -> None:
+        assignment = worker_service_pb2.Assignment(job_id="j")
+        job = Context(assignment, Stop(), None)  # type: ignore[arg-type]
+        self.assertIsNone(job.scheduled_for)
+        assignment.scheduled_for.FromSeconds(1_798_761_600)
+        self.assertEqual(job.scheduled_for, datetime.datetime(2027, 1, 1, tzinfo=datetime.timezone.utc))
 
 
 class Limits(unittest.TestCase):

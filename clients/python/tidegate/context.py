@@ -14,6 +14,7 @@ import math
 import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any, Literal, Protocol, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
@@ -129,6 +130,11 @@ class _Job:
     def owner(self) -> str:
         """The subject that submitted the job."""
         return self._job.owner
+
+    @property
+    def scheduled_for(self) -> datetime | None:
+        """The instant for which a schedule submitted the job, in UTC; None if somebody did."""
+        return self._job.scheduled_for.ToDatetime(timezone.utc) if self._job.HasField("scheduled_for") else None
 
     @property
     def resume(self) -> Resume | None:

@@ -35,10 +35,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Channel;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use crate::redis_server::RedisServer;
+use crate::{redis_cluster::RedisCluster, redis_server::RedisServer};
 
 macro_rules! on_both_stores {
     ($($name:ident)*) => {
+        /// On a Cluster, where a schedule and its jobs lie apart; in one test, because making a Cluster takes seconds.
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn j26_on_a_cluster() {
+            let cluster = crate::redis_cluster::RedisCluster::start(3, 0).await;
+            $(
+                eprintln!("{}", stringify!($name));
+                // A namespace has at most 64 characters.
+                $name(World::on_cluster(&cluster, &stringify!($name)[..16])).await;
+            )*
+        }
         mod redis {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() { super::$name(super::World::on_redis()).await; })*
@@ -79,18 +89,26 @@ struct Flags {
 
 /// A store, and engines on it.
 pub(crate) struct World {
-    redis: Option<RedisServer>,
+    /// Where Redis is, if it is there, and what is in front of the keys.
+    redis: Option<(String, String)>,
+    _server: Option<RedisServer>,
     dir: tempfile::TempDir,
     store: OnceCell<Arc<dyn Store>>,
 }
 
 impl World {
     pub(crate) fn on_disk() -> Self {
-        Self { redis: None, dir: tempfile::tempdir().expect("a directory"), store: OnceCell::new() }
+        let dir = tempfile::tempdir().expect("a directory");
+        Self { redis: None, _server: None, dir, store: OnceCell::new() }
     }
 
     pub(crate) fn on_redis() -> Self {
-        Self { redis: Some(RedisServer::start()), ..Self::on_disk() }
+        let server = RedisServer::start();
+        Self { redis: Some((server.url(), "t".into())), _server: Some(server), ..Self::on_disk() }
+    }
+
+    pub(crate) fn on_cluster(cluster: &RedisCluster, namespace: &str) -> Self {
+        Self { redis: Some((cluster.url(), namespace.into())), ..Self::on_disk() }
     }
 
     /// Whether several engines may run on it side by side.
@@ -100,8 +118,8 @@ impl World {
 
     async fn open(&self) -> Arc<dyn Store> {
         match &self.redis {
-            Some(redis) => {
-                let options = RedisOptions::new(redis.url());
+            Some((url, namespace)) => {
+                let options = RedisOptions { namespace: namespace.clone(), ..RedisOptions::new(url) };
                 Arc::new(RedisStore::connect(&options).await.expect("redis-server answers"))
             }
             None => {
@@ -151,7 +169,9 @@ impl World {
             "--durability=buffer".into(),
             format!("--data-dir={}", self.dir.path().join("served").display()),
         ];
-        flags.extend(self.redis.as_ref().map(|redis| format!("--redis={}", redis.url())));
+        if let Some((url, namespace)) = &self.redis {
+            flags.extend([format!("--redis={url}"), format!("--redis-namespace={namespace}")]);
+        }
         let bound = server::bind(&Flags::parse_from(flags).config, None).await.expect("an engine");
         let url = format!("http://{}", bound.grpc_addr().expect("an address"));
         let (stop, engine) = (CancellationToken::new(), bound.engine().clone());

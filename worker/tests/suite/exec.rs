@@ -110,17 +110,19 @@ async fn j40_output_becomes_events() {
 #[tokio::test]
 async fn the_environment_is_the_declared_one_and_the_checkpoint_comes_back() {
     let script = "env | cut -d= -f1 | sort | grep -v -e _ -e PWD -e SHLVL | tr '\\n' ' '; echo; \
-        echo \"$TIDEGATE_JOB_ID $TIDEGATE_ATTEMPT $TIDEGATE_CHECKPOINT $TIDEGATE_INPUT $EXTRA\"; pwd";
+        echo \"$TIDEGATE_JOB_ID $TIDEGATE_ATTEMPT $TIDEGATE_CHECKPOINT $TIDEGATE_INPUT $EXTRA\"; pwd; \
+        echo \"$TIDEGATE_SCHEDULED_FOR\"";
     let mut bench = Bench::shell(script, "cwd = \"/\"\nenv = { EXTRA = \"more\" }").await;
     let checkpoint = Some(v1::Checkpoint { name: "half".into(), data: "at 50".into(), size: 5 });
-    let job = v1::Assignment { checkpoint, attempt: 2, ..job("j", "run", &json!({})) };
+    let scheduled_for = Some(prost_types::Timestamp { seconds: 1_798_761_600, nanos: 0 });
+    let job = v1::Assignment { checkpoint, attempt: 2, scheduled_for, ..job("j", "run", &json!({})) };
     let (bodies, _) = bench.stream.play(&job).await;
     let lines: Vec<_> = logs(&bodies).iter().map(|l| l.2).collect();
     for name in lines[0].split_whitespace() {
         assert!(["PATH", "HOME", "LANG", "EXTRA"].contains(&name), "{name} was inherited");
     }
     assert!(lines[0].contains("PATH"), "{lines:?}");
-    assert_eq!(lines[1..], ["j 2 at 50 {} more", "/"]);
+    assert_eq!(lines[1..], ["j 2 at 50 {} more", "/", "2027-01-01T00:00:00Z"]);
 }
 
 #[tokio::test]

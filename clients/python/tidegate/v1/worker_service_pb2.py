@@ -27,15 +27,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tidegate.v1 import job_pb2 as tidegate_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tidegate/v1/worker_service.proto\x12\x0btidegate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15tidegate/v1/job.proto\"\xd5\x01\n\x0bWorkRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.tidegate.v1.HelloH\x00\x12%\n\x06report\x18\x02 \x01(\x0b\x32\x13.tidegate.v1.ReportH\x00\x12!\n\x04ping\x18\x03 \x01(\x0b\x32\x11.tidegate.v1.PingH\x00\x12#\n\x05leave\x18\x04 \x01(\x0b\x32\x12.tidegate.v1.LeaveH\x00\x12\'\n\x07reports\x18\x05 \x01(\x0b\x32\x14.tidegate.v1.ReportsH\x00\x42\t\n\x07message\"\xe3\x02\n\x0cWorkResponse\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.tidegate.v1.WelcomeH\x00\x12-\n\nassignment\x18\x02 \x01(\x0b\x32\x17.tidegate.v1.AssignmentH\x00\x12%\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x16.tidegate.v1.ReportAckH\x00\x12*\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x18.tidegate.v1.CancelOrderH\x00\x12,\n\nlease_lost\x18\x05 \x01(\x0b\x32\x16.tidegate.v1.LeaseLostH\x00\x12#\n\x05\x64rain\x18\x06 \x01(\x0b\x32\x12.tidegate.v1.DrainH\x00\x12!\n\x04pong\x18\x07 \x01(\x0b\x32\x11.tidegate.v1.PongH\x00\x12\'\n\x04\x61\x63ks\x18\x08 \x01(\x0b\x32\x17.tidegate.v1.ReportAcksH\x00\x42\t\n\x07message\"\x9d\x01\n\x05Hello\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x05kinds\x18\x02 \x03(\x0b\x32\x17.tidegate.v1.WorkerKind\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12&\n\x06leases\x18\x04 \x03(\x0b\x32\x16.tidegate.v1.HeldLease\x12\x0e\n\x06\x63lient\x18\x05 \x01(\t\x12\x14\n\x0c\x62\x61tched_acks\x18\x06 \x01(\x08\"`\n\nWorkerKind\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x19\n\x11input_schema_json\x18\x03 \x01(\t\x12\x14\n\x0c\x65xample_json\x18\x04 \x01(\t\"0\n\tHeldLease\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\"\xa6\x02\n\x07Welcome\x12*\n\x07resumed\x18\x01 \x03(\x0b\x32\x19.tidegate.v1.ResumedLease\x12$\n\x04lost\x18\x02 \x03(\x0b\x32\x16.tidegate.v1.LeaseLost\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rping_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14max_checkpoint_bytes\x18\x05 \x01(\r\x12\x18\n\x10max_custom_bytes\x18\x06 \x01(\r\x12\x18\n\x10max_result_bytes\x18\x07 \x01(\r\x12\x1b\n\x13max_batched_reports\x18\x08 \x01(\r\"k\n\x0cResumedLease\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0blast_report\x18\x02 \x01(\x04\x12\x36\n\x10\x63\x61ncel_requested\x18\x03 \x01(\x0b\x32\x1c.tidegate.v1.CancelRequested\"\xa9\x02\n\nAssignment\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x13\n\x0blease_token\x18\x04 \x01(\t\x12\x12\n\ninput_json\x18\x05 \x01(\t\x12+\n\ncheckpoint\x18\x06 \x01(\x0b\x32\x17.tidegate.v1.Checkpoint\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\r\n\x05owner\x18\x08 \x01(\t\x12,\n\x08\x64\x65\x61\x64line\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x11progress_deadline\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x0b \x01(\t\"\x8c\x03\n\x06Report\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12)\n\x08progress\x18\x04 \x01(\x0b\x32\x15.tidegate.v1.ProgressH\x00\x12\x1f\n\x03log\x18\x05 \x01(\x0b\x32\x10.tidegate.v1.LogH\x00\x12-\n\ncheckpoint\x18\x06 \x01(\x0b\x32\x17.tidegate.v1.CheckpointH\x00\x12%\n\x06\x63ustom\x18\x07 \x01(\x0b\x32\x13.tidegate.v1.CustomH\x00\x12*\n\x08\x63omplete\x18\x08 \x01(\x0b\x32\x16.tidegate.v1.CompletedH\x00\x12#\n\x04\x66\x61il\x18\t \x01(\x0b\x32\x13.tidegate.v1.FailedH\x00\x12\'\n\x07stopped\x18\n \x01(\x0b\x32\x14.tidegate.v1.StoppedH\x00\x12)\n\x08released\x18\x0b \x01(\x0b\x32\x15.tidegate.v1.ReleasedH\x00\x42\x06\n\x04\x62ody\"/\n\x07Reports\x12$\n\x07reports\x18\x01 \x03(\x0b\x32\x13.tidegate.v1.Report\"\t\n\x07Stopped\"\x1a\n\x08Released\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xb7\x01\n\tReportAck\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12)\n\x06result\x18\x03 \x01(\x0e\x32\x19.tidegate.v1.ReportResult\x12\x0b\n\x03seq\x18\x04 \x01(\x04\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x13\n\x0blease_token\x18\x07 \x01(\t\"2\n\nReportAcks\x12$\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x16.tidegate.v1.ReportAck\"a\n\x0b\x43\x61ncelOrder\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12-\n\x07request\x18\x02 \x01(\x0b\x32\x1c.tidegate.v1.CancelRequested\x12\x13\n\x0blease_token\x18\x03 \x01(\t\"@\n\tLeaseLost\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"5\n\x05\x44rain\x12,\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x07\n\x05Leave\"\x06\n\x04Ping\"\x06\n\x04Pong*\x9a\x01\n\x0cReportResult\x12\x1d\n\x19REPORT_RESULT_UNSPECIFIED\x10\x00\x12\x14\n\x10REPORT_RESULT_OK\x10\x01\x12\x1c\n\x18REPORT_RESULT_LEASE_LOST\x10\x02\x12\x1b\n\x17REPORT_RESULT_CANCELLED\x10\x03\x12\x1a\n\x16REPORT_RESULT_REJECTED\x10\x04\x32P\n\rWorkerService\x12?\n\x04Work\x12\x18.tidegate.v1.WorkRequest\x1a\x19.tidegate.v1.WorkResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tidegate/v1/worker_service.proto\x12\x0btidegate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15tidegate/v1/job.proto\"\xd5\x01\n\x0bWorkRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.tidegate.v1.HelloH\x00\x12%\n\x06report\x18\x02 \x01(\x0b\x32\x13.tidegate.v1.ReportH\x00\x12!\n\x04ping\x18\x03 \x01(\x0b\x32\x11.tidegate.v1.PingH\x00\x12#\n\x05leave\x18\x04 \x01(\x0b\x32\x12.tidegate.v1.LeaveH\x00\x12\'\n\x07reports\x18\x05 \x01(\x0b\x32\x14.tidegate.v1.ReportsH\x00\x42\t\n\x07message\"\xe3\x02\n\x0cWorkResponse\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.tidegate.v1.WelcomeH\x00\x12-\n\nassignment\x18\x02 \x01(\x0b\x32\x17.tidegate.v1.AssignmentH\x00\x12%\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x16.tidegate.v1.ReportAckH\x00\x12*\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x18.tidegate.v1.CancelOrderH\x00\x12,\n\nlease_lost\x18\x05 \x01(\x0b\x32\x16.tidegate.v1.LeaseLostH\x00\x12#\n\x05\x64rain\x18\x06 \x01(\x0b\x32\x12.tidegate.v1.DrainH\x00\x12!\n\x04pong\x18\x07 \x01(\x0b\x32\x11.tidegate.v1.PongH\x00\x12\'\n\x04\x61\x63ks\x18\x08 \x01(\x0b\x32\x17.tidegate.v1.ReportAcksH\x00\x42\t\n\x07message\"\x9d\x01\n\x05Hello\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x05kinds\x18\x02 \x03(\x0b\x32\x17.tidegate.v1.WorkerKind\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12&\n\x06leases\x18\x04 \x03(\x0b\x32\x16.tidegate.v1.HeldLease\x12\x0e\n\x06\x63lient\x18\x05 \x01(\t\x12\x14\n\x0c\x62\x61tched_acks\x18\x06 \x01(\x08\"`\n\nWorkerKind\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x19\n\x11input_schema_json\x18\x03 \x01(\t\x12\x14\n\x0c\x65xample_json\x18\x04 \x01(\t\"0\n\tHeldLease\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\"\xa6\x02\n\x07Welcome\x12*\n\x07resumed\x18\x01 \x03(\x0b\x32\x19.tidegate.v1.ResumedLease\x12$\n\x04lost\x18\x02 \x03(\x0b\x32\x16.tidegate.v1.LeaseLost\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rping_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14max_checkpoint_bytes\x18\x05 \x01(\r\x12\x18\n\x10max_custom_bytes\x18\x06 \x01(\r\x12\x18\n\x10max_result_bytes\x18\x07 \x01(\r\x12\x1b\n\x13max_batched_reports\x18\x08 \x01(\r\"k\n\x0cResumedLease\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0blast_report\x18\x02 \x01(\x04\x12\x36\n\x10\x63\x61ncel_requested\x18\x03 \x01(\x0b\x32\x1c.tidegate.v1.CancelRequested\"\xdc\x02\n\nAssignment\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x13\n\x0blease_token\x18\x04 \x01(\t\x12\x12\n\ninput_json\x18\x05 \x01(\t\x12+\n\ncheckpoint\x18\x06 \x01(\x0b\x32\x17.tidegate.v1.Checkpoint\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\r\n\x05owner\x18\x08 \x01(\t\x12,\n\x08\x64\x65\x61\x64line\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x11progress_deadline\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x0b \x01(\t\x12\x31\n\rscheduled_for\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8c\x03\n\x06Report\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12)\n\x08progress\x18\x04 \x01(\x0b\x32\x15.tidegate.v1.ProgressH\x00\x12\x1f\n\x03log\x18\x05 \x01(\x0b\x32\x10.tidegate.v1.LogH\x00\x12-\n\ncheckpoint\x18\x06 \x01(\x0b\x32\x17.tidegate.v1.CheckpointH\x00\x12%\n\x06\x63ustom\x18\x07 \x01(\x0b\x32\x13.tidegate.v1.CustomH\x00\x12*\n\x08\x63omplete\x18\x08 \x01(\x0b\x32\x16.tidegate.v1.CompletedH\x00\x12#\n\x04\x66\x61il\x18\t \x01(\x0b\x32\x13.tidegate.v1.FailedH\x00\x12\'\n\x07stopped\x18\n \x01(\x0b\x32\x14.tidegate.v1.StoppedH\x00\x12)\n\x08released\x18\x0b \x01(\x0b\x32\x15.tidegate.v1.ReleasedH\x00\x42\x06\n\x04\x62ody\"/\n\x07Reports\x12$\n\x07reports\x18\x01 \x03(\x0b\x32\x13.tidegate.v1.Report\"\t\n\x07Stopped\"\x1a\n\x08Released\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xb7\x01\n\tReportAck\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12)\n\x06result\x18\x03 \x01(\x0e\x32\x19.tidegate.v1.ReportResult\x12\x0b\n\x03seq\x18\x04 \x01(\x04\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x13\n\x0blease_token\x18\x07 \x01(\t\"2\n\nReportAcks\x12$\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x16.tidegate.v1.ReportAck\"a\n\x0b\x43\x61ncelOrder\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12-\n\x07request\x18\x02 \x01(\x0b\x32\x1c.tidegate.v1.CancelRequested\x12\x13\n\x0blease_token\x18\x03 \x01(\t\"@\n\tLeaseLost\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"5\n\x05\x44rain\x12,\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x07\n\x05Leave\"\x06\n\x04Ping\"\x06\n\x04Pong*\x9a\x01\n\x0cReportResult\x12\x1d\n\x19REPORT_RESULT_UNSPECIFIED\x10\x00\x12\x14\n\x10REPORT_RESULT_OK\x10\x01\x12\x1c\n\x18REPORT_RESULT_LEASE_LOST\x10\x02\x12\x1b\n\x17REPORT_RESULT_CANCELLED\x10\x03\x12\x1a\n\x16REPORT_RESULT_REJECTED\x10\x04\x32P\n\rWorkerService\x12?\n\x04Work\x12\x18.tidegate.v1.WorkRequest\x1a\x19.tidegate.v1.WorkResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidegate.v1.worker_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPORTRESULT']._serialized_start=2696
-  _globals['_REPORTRESULT']._serialized_end=2850
+  _globals['_REPORTRESULT']._serialized_start=2747
+  _globals['_REPORTRESULT']._serialized_end=2901
   _globals['_WORKREQUEST']._serialized_start=138
   _globals['_WORKREQUEST']._serialized_end=351
   _globals['_WORKRESPONSE']._serialized_start=354
@@ -51,31 +51,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESUMEDLEASE']._serialized_start=1316
   _globals['_RESUMEDLEASE']._serialized_end=1423
   _globals['_ASSIGNMENT']._serialized_start=1426
-  _globals['_ASSIGNMENT']._serialized_end=1723
-  _globals['_REPORT']._serialized_start=1726
-  _globals['_REPORT']._serialized_end=2122
-  _globals['_REPORTS']._serialized_start=2124
-  _globals['_REPORTS']._serialized_end=2171
-  _globals['_STOPPED']._serialized_start=2173
-  _globals['_STOPPED']._serialized_end=2182
-  _globals['_RELEASED']._serialized_start=2184
-  _globals['_RELEASED']._serialized_end=2210
-  _globals['_REPORTACK']._serialized_start=2213
-  _globals['_REPORTACK']._serialized_end=2396
-  _globals['_REPORTACKS']._serialized_start=2398
-  _globals['_REPORTACKS']._serialized_end=2448
-  _globals['_CANCELORDER']._serialized_start=2450
-  _globals['_CANCELORDER']._serialized_end=2547
-  _globals['_LEASELOST']._serialized_start=2549
-  _globals['_LEASELOST']._serialized_end=2613
-  _globals['_DRAIN']._serialized_start=2615
-  _globals['_DRAIN']._serialized_end=2668
-  _globals['_LEAVE']._serialized_start=2670
-  _globals['_LEAVE']._serialized_end=2677
-  _globals['_PING']._serialized_start=2679
-  _globals['_PING']._serialized_end=2685
-  _globals['_PONG']._serialized_start=2687
-  _globals['_PONG']._serialized_end=2693
-  _globals['_WORKERSERVICE']._serialized_start=2852
-  _globals['_WORKERSERVICE']._serialized_end=2932
+  _globals['_ASSIGNMENT']._serialized_end=1774
+  _globals['_REPORT']._serialized_start=1777
+  _globals['_REPORT']._serialized_end=2173
+  _globals['_REPORTS']._serialized_start=2175
+  _globals['_REPORTS']._serialized_end=2222
+  _globals['_STOPPED']._serialized_start=2224
+  _globals['_STOPPED']._serialized_end=2233
+  _globals['_RELEASED']._serialized_start=2235
+  _globals['_RELEASED']._serialized_end=2261
+  _globals['_REPORTACK']._serialized_start=2264
+  _globals['_REPORTACK']._serialized_end=2447
+  _globals['_REPORTACKS']._serialized_start=2449
+  _globals['_REPORTACKS']._serialized_end=2499
+  _globals['_CANCELORDER']._serialized_start=2501
+  _globals['_CANCELORDER']._serialized_end=2598
+  _globals['_LEASELOST']._serialized_start=2600
+  _globals['_LEASELOST']._serialized_end=2664
+  _globals['_DRAIN']._serialized_start=2666
+  _globals['_DRAIN']._serialized_end=2719
+  _globals['_LEAVE']._serialized_start=2721
+  _globals['_LEAVE']._serialized_end=2728
+  _globals['_PING']._serialized_start=2730
+  _globals['_PING']._serialized_end=2736
+  _globals['_PONG']._serialized_start=2738
+  _globals['_PONG']._serialized_end=2744
+  _globals['_WORKERSERVICE']._serialized_start=2903
+  _globals['_WORKERSERVICE']._serialized_end=2983
 # @@protoc_insertion_point(module_scope)

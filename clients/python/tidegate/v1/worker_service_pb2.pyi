@@ -126,7 +126,7 @@ class ResumedLease(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., last_report: _Optional[int] = ..., cancel_requested: _Optional[_Union[_job_pb2.CancelRequested, _Mapping]] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("job_id", "kind", "attempt", "lease_token", "input_json", "checkpoint", "tenant", "owner", "deadline", "progress_deadline", "traceparent")
+    __slots__ = ("job_id", "kind", "attempt", "lease_token", "input_json", "checkpoint", "tenant", "owner", "deadline", "progress_deadline", "traceparent", "scheduled_for")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +138,7 @@ class Assignment(_message.Message):
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_DEADLINE_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULED_FOR_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     kind: str
     attempt: int
@@ -149,7 +150,8 @@ class Assignment(_message.Message):
     deadline: _timestamp_pb2.Timestamp
     progress_deadline: _duration_pb2.Duration
     traceparent: str
-    def __init__(self, job_id: _Optional[str] = ..., kind: _Optional[str] = ..., attempt: _Optional[int] = ..., lease_token: _Optional[str] = ..., input_json: _Optional[str] = ..., checkpoint: _Optional[_Union[_job_pb2.Checkpoint, _Mapping]] = ..., tenant: _Optional[str] = ..., owner: _Optional[str] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress_deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    scheduled_for: _timestamp_pb2.Timestamp
+    def __init__(self, job_id: _Optional[str] = ..., kind: _Optional[str] = ..., attempt: _Optional[int] = ..., lease_token: _Optional[str] = ..., input_json: _Optional[str] = ..., checkpoint: _Optional[_Union[_job_pb2.Checkpoint, _Mapping]] = ..., tenant: _Optional[str] = ..., owner: _Optional[str] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress_deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., traceparent: _Optional[str] = ..., scheduled_for: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("job_id", "lease_token", "number", "progress", "log", "checkpoint", "custom", "complete", "fail", "stopped", "released")

@@ -143,6 +143,9 @@ fn spawn(config: &ExecConfig, arguments: &[String], job: &JobContext) -> Result<
     if let Some((_, data)) = job.last_checkpoint() {
         command.env("TIDEGATE_CHECKPOINT", String::from_utf8_lossy(data).as_ref());
     }
+    if let Some(at) = job.scheduled_for() {
+        command.env("TIDEGATE_SCHEDULED_FOR", prost_types::Timestamp::from(at).to_string());
+    }
     if let Some(cwd) = &config.cwd {
         command.current_dir(cwd);
     }
