@@ -19,7 +19,7 @@ use support::{Next as _, World, caller, on_both_stores, wanted};
 use tidegate_proto::{
     limits::MAX_SCHEDULES,
     v1::{
-        Caller, Concurrency, DeleteScheduleRequest, GetScheduleRequest, JobOptions, JobState,
+        Caller, Concurrency, DeleteScheduleRequest, GetScheduleRequest, Job, JobOptions, JobState,
         ListSchedulesRequest, Overlap, PutScheduleRequest, Schedule,
         schedule_service_client::ScheduleServiceClient,
     },
@@ -35,6 +35,7 @@ on_both_stores! {
     j23_a_schedule_that_lost_its_last_commits_meets_the_job_that_it_made
     j31_engines_that_race_make_one_job
     what_passed_while_nothing_ran_is_made_up_for_once
+    a_firing_left_in_hand_for_long_is_given_up_or_taken_over_by_a_later_instant
     a_firing_is_skipped_while_the_last_job_has_not_ended
     pauses_changes_and_deletions_hold
     e25_anothers_schedule_is_one_that_is_not_there
@@ -134,6 +135,24 @@ async fn what_passed_while_nothing_ran_is_made_up_for_once(world: World) {
     let last = jobs[0].scheduled_for.map_or(0, |t| t.seconds.unsigned_abs());
     assert!(last * 1000 + MINUTE * 1000 >= daily + 2 * HOUR * 1000, "the last instant of those that went by");
     assert_eq!(engine.get("minutely").await.missed, 0);
+}
+
+async fn a_firing_left_in_hand_for_long_is_given_up_or_taken_over_by_a_later_instant(world: World) {
+    for (name, cron, fired, missed) in [("daily", "@daily", 0, 1), ("minutely", "* * * * *", 1, 0)] {
+        let (engine, dying) = (world.engine().await, world.engine().await);
+        let at = engine.put(wanted(name, cron)).await.next();
+        let ahead = engine.until(at);
+        dying.store.set_ahead(ahead);
+        dying.store.die_at_second_commit();
+        fire::due(&dying.engine, &engine.stream(name)).await.expect_err("it dies with the firing in hand");
+        engine.store.set_ahead(ahead + 2 * HOUR * 1000);
+        engine.look(name).await;
+        let (schedule, jobs) = (engine.get(name).await, engine.jobs_of(name).await);
+        assert_eq!((schedule.fired, schedule.missed, jobs.len() as u64), (fired, missed, fired), "{name}");
+        let recent =
+            |job: &Job| job.scheduled_for.is_some_and(|t| t.seconds.unsigned_abs() * 1000 > at + HOUR * 1000);
+        assert!(jobs.iter().all(recent), "{jobs:?}");
+    }
 }
 
 async fn a_firing_is_skipped_while_the_last_job_has_not_ended(world: World) {
