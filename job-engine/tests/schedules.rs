@@ -5,6 +5,8 @@
 
 #[path = "conformance/ask.rs"]
 mod ask;
+#[path = "schedules/faulty.rs"]
+mod faulty;
 #[path = "conformance/redis_cluster.rs"]
 mod redis_cluster;
 #[path = "conformance/redis_server.rs"]
