@@ -2,7 +2,7 @@
 //!
 //! - [`config`]: flags, and what must hold between them.
 //! - `serve`: the accept loop · `routes`: the whole surface · `admin`: what the operator's port shows · `console`: static files.
-//! - `jobs`: REST, one call each · `progress`: the SSE handler · `hub`: one upstream a job, any number of viewers.
+//! - `jobs`, `schedules`: REST, one call each · `progress`: the SSE handler · `hub`: one upstream a job, any number of viewers.
 //! - `tls`: certificates · `cors`: pages of other origins.
 //! - `limits`: who may have how much · `client`: whose address counts.
 //! - `json`, `sse`, `problem`: contract messages as JSON, as SSE frames, as RFC 9457 problems. Pure.

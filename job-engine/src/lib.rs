@@ -2,7 +2,7 @@
 //!
 //! To follow one event from a worker to a reader: [`session`] takes the report, [`owner`] applies it by
 //! [`job::machine`] and commits it to a [`store`], whose hint rings a bell in [`follow`], upon which [`watch`] reads
-//! the log and streams the event to whoever follows the job.
+//! the log and streams the event to whoever follows the job. [`schedule`] submits jobs by itself, when it is time.
 
 pub mod access;
 pub mod config;

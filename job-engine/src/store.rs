@@ -207,10 +207,10 @@ pub enum CommitOutcome {
     Conflict(Option<Snapshot>),
 }
 
-/// Something may have changed. Hints can be lost; the log is the truth.
+/// Something may have changed. Hints can be lost, and tell of changes that did not happen; the log is the truth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
-    /// The stream reached this number, or was deleted (`None`).
+    /// The stream may have reached this number, or have been deleted (`None`).
     Stream(Arc<str>, Option<u64>),
     /// The index has a member that is due at once, or the queue has a new one.
     Index(Arc<str>),

@@ -3,7 +3,7 @@
 //!
 //! Unless there is an [`AdminToken`] nobody is asked who they are: such a port belongs on loopback, or where only operators
 //! reach it. With one, `/metrics` and `/loglevel` are for its bearers. `/healthz` and `/readyz` are for everybody: probes
-//! have no credentials, and nothing is told there but a word. What it does not do: bind, or bound connections.
+//! have no credentials, and hear whether it is, or why not, and no secret. What it does not do: bind, or bound connections.
 
 use std::{
     fs,

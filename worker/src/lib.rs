@@ -8,7 +8,7 @@
 //! - `session`: the protocol of `worker_service.proto` as a pure state machine;
 //! - [`worker`]: the one task that owns the session, the connection and the running jobs;
 //! - [`kinds`]: the built-in kinds `csv-import`, `demo`, and commands through `exec`;
-//! - `admin`: the health of the `tidegate-worker` binary;
+//! - [`Metrics`]: what a worker counts; `admin`: where the `tidegate-worker` binary shows that, and its health;
 //! - [`config`]: flags, environment and the TOML file of the `tidegate-worker` binary.
 //!
 //! ```no_run
