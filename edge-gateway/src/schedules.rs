@@ -79,6 +79,11 @@ pub(crate) struct Whose {
     owner: String,
 }
 
+/// No parameters: whoever gives one means something that does not happen.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Nothing {}
+
 /// Pages of a list.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -119,8 +124,10 @@ pub(crate) async fn put(
     State(app): State<App>,
     May(caller): Submitter,
     Path(name): Path<String>,
+    nothing: Result<Query<Nothing>, QueryRejection>,
     body: Body,
 ) -> Result<Response, Problem> {
+    let Nothing {} = query(nothing)?;
     let wanted: Wanted = parse(&body.0?)?;
     let overlap = match wanted.overlap {
         OverlapName::Skip => Overlap::Skip,

@@ -186,5 +186,7 @@ fn row(schedule: &Value) -> String {
     };
     let next = if schedule["paused"] == true { "paused".to_owned() } else { text("nextAt") };
     let (name, last, kind) = (text("name"), text("lastAt"), text("kind"));
-    format!("{name:24}  {next:24}  {last:24}  {kind:16}  {} {}", text("cron"), text("timeZone"))
+    let missed = schedule["missed"].as_u64().filter(|n| *n > 0).map(|n| format!("  missed {n}"));
+    let when = format!("{} {}", text("cron"), text("timeZone"));
+    format!("{name:24}  {next:24}  {last:24}  {kind:16}  {when}{}", missed.unwrap_or_default())
 }
