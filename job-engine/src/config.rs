@@ -68,6 +68,10 @@ pub struct Config {
     /// How many jobs may be kept, finished ones included, before more are refused (at least 1).
     #[arg(long, env = "TIDEGATE_MAX_JOBS", default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_jobs: u64,
+
+    /// How close two firings of a schedule may be, in seconds (1 to 3600); whoever wants it to fire more often is refused.
+    #[arg(long, env = "TIDEGATE_SCHEDULE_MIN_SECONDS", default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub schedule_min_seconds: u64,
 }
 
 /// Where the event log is.
@@ -191,9 +195,13 @@ impl Config {
         }
     }
 
-    /// How many jobs are taken in.
+    /// How much is taken in.
     pub fn bounds(&self) -> Bounds {
-        Bounds { queued_per_owner: self.max_queued_per_owner, jobs: self.max_jobs }
+        Bounds {
+            queued_per_owner: self.max_queued_per_owner,
+            jobs: self.max_jobs,
+            schedule_distance: Duration::from_secs(self.schedule_min_seconds),
+        }
     }
 
     /// The state machine's rules.

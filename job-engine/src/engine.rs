@@ -35,13 +35,15 @@ const LOAD: usize = 16;
 /// After how many bytes a page of jobs ends: a job has at most about 600 KiB, a message 4 MiB.
 pub const PAGE_BYTES: usize = 2 << 20;
 
-/// How many jobs an engine takes in.
+/// How much an engine takes in.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Jobs of one owner and kind that wait for a worker.
     pub queued_per_owner: u64,
     /// Jobs in the log, finished ones with their retention included.
     pub jobs: u64,
+    /// The least time between two instants of a schedule.
+    pub schedule_distance: Duration,
 }
 
 /// The state shared by everything in one engine process.

@@ -29,7 +29,7 @@ const EVENTS: [&str; 8] =
     ["state", "progress", "log", "checkpoint", "custom", "complete", "failed", "cancelled"];
 
 /// What becomes of schedules' firings.
-const FIRINGS: [&str; 3] = ["fired", "skipped", "missed"];
+const FIRINGS: [&str; 4] = ["fired", "skipped", "missed", "refused"];
 
 /// Histograms and their buckets.
 const BUCKETS: &[(&str, &[f64])] = &[
@@ -271,6 +271,7 @@ impl Metrics {
             }
             Outcome::Skipped => self.firings[1].increment(1),
             Outcome::Missed => self.firings[2].increment(1),
+            Outcome::Refused => self.firings[3].increment(1),
             Outcome::Superseded => {}
         }
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use prost::Message as _;
 use tidegate_proto::{
     limits::{self, MAX_SCHEDULE_INPUT_BYTES},
-    v1::{Caller, Overlap, Schedule, SubmitJobRequest},
+    v1::{Caller, Job, Overlap, Schedule, SubmitJobRequest},
 };
 
 use crate::{
@@ -52,6 +52,9 @@ pub struct Record {
     /// The firing in hand: its job may have been made, or not.
     #[prost(message, optional, tag = "2")]
     pub in_hand: Option<InHand>,
+    /// Whether the engine refused the job of its last firing.
+    #[prost(bool, tag = "3")]
+    pub is_refused: bool,
 }
 
 /// A firing that was begun.
@@ -85,8 +88,10 @@ pub enum Outcome {
     Fired,
     /// Another unfinished job has its unique key.
     Skipped,
-    /// It was refused, or is too late.
+    /// It is too late.
     Missed,
+    /// The engine refused the job: a queue is full.
+    Refused,
     /// A later instant has come: that one takes its place.
     Superseded,
 }
@@ -96,8 +101,13 @@ pub fn stream(tenant: &str, owner: &str, name: &str) -> String {
     idempotency::name(PREFIX, &[tenant, owner, name])
 }
 
-/// Checks what a schedule is to say, and fills in the defaults; the error names every field that is wrong.
-pub fn check(wanted: Schedule, caller: &Caller) -> Result<(Schedule, Timetable), EngineError> {
+/// Checks what a schedule is to say, and fills in the defaults; the error names every field that is wrong. Instants that
+/// are closer than `least` are refused.
+pub fn check(
+    wanted: Schedule,
+    caller: &Caller,
+    least: Duration,
+) -> Result<(Schedule, Timetable), EngineError> {
     let mut wrong: Vec<(&'static str, String)> = Vec::new();
     let mut schedule = Schedule {
         name: wanted.name,
@@ -125,6 +135,12 @@ pub fn check(wanted: Schedule, caller: &Caller) -> Result<(Schedule, Timetable),
     let timetable = match Timetable::parse(&schedule.cron, &schedule.time_zone) {
         Ok(timetable) => {
             schedule.time_zone = timetable.zone().to_owned();
+            if timetable.closest() < least {
+                wrong.push((
+                    "cron",
+                    format!("must leave at least {} s between two instants", least.as_secs()),
+                ));
+            }
             Some(timetable)
         }
         Err(bad) => {
@@ -205,7 +221,7 @@ impl Record {
         if !keeps && !schedule.paused {
             schedule.next_at = timetable.after(now_ms).map(timestamp);
         }
-        Some(Self { schedule, in_hand: None })
+        Some(Self { schedule, in_hand: None, is_refused: old.is_some_and(|old| old.is_refused) })
     }
 
     /// Passes over every instant up to now, and says what becomes of the last of them.
@@ -240,6 +256,7 @@ impl Record {
     /// Puts the firing down that is in hand.
     pub fn put_down(&mut self, outcome: Outcome) {
         let Some(firing) = self.in_hand.take() else { return };
+        self.is_refused = outcome == Outcome::Refused;
         match outcome {
             Outcome::Fired => {
                 self.schedule.fired += 1;
@@ -247,9 +264,15 @@ impl Record {
                 self.schedule.last_job_id = firing.job_id;
             }
             Outcome::Skipped => self.schedule.skipped += 1,
-            Outcome::Missed => self.schedule.missed += 1,
+            Outcome::Missed | Outcome::Refused => self.schedule.missed += 1,
             Outcome::Superseded => {}
         }
+    }
+
+    /// Whether a job is that of the firing.
+    pub fn made(&self, firing: &InHand, job: &Job) -> bool {
+        let Schedule { owner, name, .. } = &self.schedule;
+        (&job.owner, &job.schedule) == (owner, name) && job.scheduled_for.map(millis) == Some(firing.at_ms)
     }
 
     /// The submission of the firing in hand.

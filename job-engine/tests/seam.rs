@@ -212,7 +212,7 @@ async fn attach(store: Arc<dyn Store>, case: &Case) -> Result<(), TestCaseError>
     });
     let engine = Arc::new(Engine {
         store: meddler.clone(),
-        bounds: Bounds { queued_per_owner: 1000, jobs: 1000 },
+        bounds: Bounds { queued_per_owner: 1000, jobs: 1000, schedule_distance: Duration::ZERO },
         rules: Rules::default(),
         progress_interval: Duration::ZERO,
         followers: Followers::new(Duration::from_millis(20)),

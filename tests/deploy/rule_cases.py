@@ -70,6 +70,7 @@ CASES: dict[str, list[tuple]] = {
     "TidegateSchedulesMissed": [
         ("tidegate_engine_schedule_firings_total", {**ENGINE, "outcome": "missed"}, counter(0, 1)),
         ("tidegate_engine_schedule_firings_total", {**ENGINE, "outcome": "fired"}, counter(9, 9)),
+        ("tidegate_engine_schedule_firings_total", {**ENGINE, "outcome": "refused"}, counter(9, 9)),
     ],
     "TidegateFencedWrites": [
         ("tidegate_engine_reports_total", {**ENGINE, "result": "lease_lost"}, counter(0, 5)),

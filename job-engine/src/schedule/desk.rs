@@ -45,7 +45,9 @@ fn place(caller: Option<Caller>, owner: &str, name: &str) -> Result<String, Engi
 impl Engine {
     /// Makes or replaces a schedule of the caller's. The flag says whether it is new.
     pub async fn put_schedule(&self, request: PutScheduleRequest) -> Result<(Schedule, bool), EngineError> {
-        let (wanted, timetable) = check(request.schedule.unwrap_or_default(), &caller_of(request.caller))?;
+        let least = self.bounds.schedule_distance;
+        let (wanted, timetable) =
+            check(request.schedule.unwrap_or_default(), &caller_of(request.caller), least)?;
         self.known_kind(&wanted.kind).await?;
         let stream = stream(&wanted.tenant, &wanted.owner, &wanted.name);
         loop {

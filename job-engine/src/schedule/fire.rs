@@ -9,8 +9,9 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use prost::Message as _;
+use tidegate_proto::v1::Schedule;
 
-use super::{Outcome, Passed, Record};
+use super::{InHand, Outcome, Passed, Record};
 use crate::{
     engine::Engine,
     error::EngineError,
@@ -66,14 +67,13 @@ pub async fn due(engine: &Engine, stream: &str) -> Result<(), EngineError> {
     let now_ms = engine.store.now_ms();
     match record.pass(&timetable, now_ms, is_busy) {
         Passed::Early => {
-            // The two clocks differ by a little, or it was put while it was claimed.
-            if let IndexChange::Put { index, member, after } = record.due(now_ms, HOLD) {
-                engine.store.renew(&index, vec![member], after).await?;
-            }
+            // The two clocks differ by a little, or it was put while it was claimed. A commit, because one that is put
+            // right now has a due time of its own, which must stay.
+            commit(engine, record, head).await?;
         }
         Passed::Fires => {
             let Some(stored) = commit(engine, record, head).await? else { return Ok(()) };
-            make(engine, stored).await?;
+            conclude(engine, stored, None).await?;
         }
         Passed::Skipped => {
             if commit(engine, record, head).await?.is_some() {
@@ -91,34 +91,53 @@ pub async fn due(engine: &Engine, stream: &str) -> Result<(), EngineError> {
 
 /// Finishes a firing that was left in hand; `None` if somebody else changed the schedule meanwhile.
 pub(super) async fn finish(engine: &Engine, (record, head): Stored) -> Result<Option<Stored>, EngineError> {
-    let Some(firing) = &record.in_hand else { return Ok(Some((record, head))) };
-    match record.stale(engine.store.now_ms()) {
-        // It may have been made in time, all the same.
-        Some(_) if exists(engine, &firing.job_id).await? => {
-            put_down(engine, (record, head), Outcome::Fired).await
-        }
-        Some(outcome) => put_down(engine, (record, head), outcome).await,
-        None => make(engine, (record, head)).await,
+    if record.in_hand.is_none() {
+        return Ok(Some((record, head)));
     }
+    let stale = record.stale(engine.store.now_ms());
+    conclude(engine, (record, head), stale).await
 }
 
-/// Makes the job of the firing in hand, unless it is there already.
-async fn make(engine: &Engine, (record, head): Stored) -> Result<Option<Stored>, EngineError> {
-    let Some(firing) = &record.in_hand else { return Ok(Some((record, head))) };
-    let submission = record.submission(firing)?;
-    let outcome = match engine.accept(submission).await {
-        Ok((job, _)) if job.job_id == firing.job_id => Outcome::Fired,
+/// Makes the job of the firing in hand, unless it is there or the firing is `stale`, and puts the firing down.
+async fn conclude(
+    engine: &Engine,
+    (mut record, head): Stored,
+    stale: Option<Outcome>,
+) -> Result<Option<Stored>, EngineError> {
+    let Some(mut firing) = record.in_hand.clone() else { return Ok(Some((record, head))) };
+    let outcome = if is_made(engine, &firing.job_id).await? {
+        // Looked for first: itself it may fill the queue, or it has ended and another job has its unique key.
+        Outcome::Fired
+    } else if let Some(outcome) = stale {
+        outcome
+    } else {
+        make(engine, &record, &mut firing).await?
+    };
+    record.in_hand = Some(firing);
+    put_down(engine, (record, head), outcome).await
+}
+
+/// Makes the job of a firing, which then has the job's id.
+async fn make(engine: &Engine, record: &Record, firing: &mut InHand) -> Result<Outcome, EngineError> {
+    Ok(match engine.accept(record.submission(firing)?).await {
+        // Under another id, if that was given the unique key by a submission that died before it made its job.
+        Ok((job, _)) if record.made(firing, &job) => {
+            firing.job_id = job.job_id;
+            Outcome::Fired
+        }
         // The unfinished job that has the unique key.
         Ok(_) | Err(EngineError::UniqueConflict) => Outcome::Skipped,
         // Tried again; what is full now is refused.
         Err(EngineError::Store(error)) if !matches!(error, StoreError::Full(_)) => return Err(error.into()),
         Err(error) => {
-            let schedule = &record.schedule;
-            tracing::warn!(schedule.tenant, schedule.owner, schedule.name, %error, "a schedule's job was refused");
-            Outcome::Missed
+            // One line for each row of refusals, or one owner could fill the log.
+            if !record.is_refused {
+                let Schedule { tenant, owner, name, .. } = &record.schedule;
+                tracing::warn!(tenant, owner, name, %error, "a schedule's jobs are refused");
+            }
+            Outcome::Refused
         }
-    };
-    put_down(engine, (record, head), outcome).await
+    })
 }
 
 async fn put_down(
@@ -171,6 +190,11 @@ async fn is_busy(engine: &Engine, record: &Record) -> Result<bool, StoreError> {
     }
 }
 
-async fn exists(engine: &Engine, job_id: &str) -> Result<bool, StoreError> {
-    Ok(engine.store.load(vec![job_id.to_owned()]).await?.pop().flatten().is_some())
+/// Whether the job is there, to stay.
+async fn is_made(engine: &Engine, job_id: &str) -> Result<bool, StoreError> {
+    let Some(job) = engine.store.load(vec![job_id.to_owned()]).await?.pop().flatten() else {
+        return Ok(false);
+    };
+    engine.store.confirm(job_id, &job.head).await?;
+    Ok(true)
 }

@@ -9,6 +9,8 @@ use super::*;
 const BASE_MS: u64 = 1_798_761_600_000;
 const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
+/// How close instants may be in these tests.
+const LEAST: Duration = Duration::from_secs(1);
 
 fn me() -> Caller {
     Caller { tenant: "default".into(), subject: "me".into(), whole_tenant: false }
@@ -19,12 +21,12 @@ fn wanted(cron: &str) -> Schedule {
 }
 
 fn put(old: Option<&Record>, wanted: Schedule, now_ms: u64) -> (Option<Record>, Timetable) {
-    let (schedule, timetable) = check(wanted, &me()).expect("a good schedule");
+    let (schedule, timetable) = check(wanted, &me(), LEAST).expect("a good schedule");
     (Record::put(old, schedule, &timetable, now_ms), timetable)
 }
 
 fn fields(wanted: Schedule) -> Vec<&'static str> {
-    match check(wanted, &me()) {
+    match check(wanted, &me(), LEAST) {
         Err(EngineError::Invalid(wrong)) => wrong.into_iter().map(|(field, _)| field).collect(),
         other => panic!("accepted: {other:?}"),
     }
@@ -71,6 +73,12 @@ fn every_wrong_field_is_named_at_once() {
     assert_eq!(fields(Schedule { catch_up: seconds(86_401), ..wanted("@daily") }), ["catch_up"]);
     assert_eq!(fields(Schedule { time_zone: "Mars".into(), ..wanted("@daily") }), ["time_zone"]);
     assert_eq!(fields(wanted("0 0 31 2 *")), ["cron"]);
+    let close = check(wanted("0,59 * * * * *"), &me(), Duration::from_secs(2));
+    assert!(
+        matches!(&close, Err(EngineError::Invalid(wrong)) if wrong.len() == 1 && wrong[0].0 == "cron"),
+        "{close:?}"
+    );
+    assert!(check(wanted("* * * * *"), &me(), Duration::from_secs(60)).is_ok());
 }
 
 #[test]
@@ -156,7 +164,7 @@ fn the_job_s_id_is_made_of_owner_name_and_instant() {
     let id = |tenant: &str, owner: &str, name: &str, at| {
         let schedule =
             Schedule { tenant: tenant.into(), owner: owner.into(), name: name.into(), ..Schedule::default() };
-        Record { schedule, in_hand: None }.job_id(at)
+        Record { schedule, ..Record::default() }.job_id(at)
     };
     let one = id("t", "me", "a", BASE_MS);
     assert_eq!(one, id("t", "me", "a", BASE_MS));
@@ -174,7 +182,7 @@ fn the_job_s_id_is_made_of_owner_name_and_instant() {
     let options =
         JobOptions { concurrency: Some(Concurrency { key: "k".into(), limit: 1 }), ..JobOptions::default() };
     let schedule = Schedule { tenant: "t".into(), options: Some(options), ..Schedule::default() };
-    let id = Record { schedule, in_hand: None }.job_id(BASE_MS);
+    let id = Record { schedule, ..Record::default() }.job_id(BASE_MS);
     assert_eq!(id[32..], crate::engine::new_job_id(Some(&index::gate("t", "k")))[32..]);
 }
 
@@ -190,8 +198,9 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let after = prop_oneof![0..2000u64, 0..2 * HOUR, 0..100 * HOUR];
-    let outcome =
-        prop::sample::select(&[Outcome::Fired, Outcome::Skipped, Outcome::Missed, Outcome::Superseded][..]);
+    let outcome = prop::sample::select(
+        &[Outcome::Fired, Outcome::Skipped, Outcome::Missed, Outcome::Refused, Outcome::Superseded][..],
+    );
     prop_oneof![
         6 => (after, any::<bool>()).prop_map(|(after, busy)| Step::Look { after, busy }),
         3 => outcome.prop_map(Step::PutDown),

@@ -4,6 +4,8 @@
 //! `after` would reach last. Parsing, and what clocks that are set forward and back mean, is the libraries' business;
 //! the time zones are those that are compiled in, so that engines agree whatever is installed around them.
 
+use std::time::Duration;
+
 use croner::{
     Cron,
     parser::{CronParser, Seconds, Year},
@@ -15,6 +17,8 @@ use tidegate_proto::limits::MAX_CRON_BYTES;
 const EPOCH_MS: u64 = 946_684_800_000;
 /// The longest name of a time zone that is looked up.
 const MAX_ZONE_BYTES: usize = 64;
+/// A day, in s.
+const DAY: u64 = 24 * 3600;
 
 /// When a schedule fires.
 #[derive(Clone, Debug)]
@@ -65,21 +69,34 @@ impl Timetable {
     /// The last instant from `from` to `to`, both included.
     pub fn last(&self, from: u64, to: u64) -> Option<u64> {
         let upto = |ms: u64| self.after(ms).filter(|at| *at <= to);
-        // Ever further back, so that a long time without firings of every second is not walked through.
-        let mut back = 1000;
-        loop {
-            let begin = to.saturating_sub(back).max(from);
-            match upto(begin.saturating_sub(1)) {
-                Some(mut at) => {
-                    while let Some(next) = upto(at) {
-                        at = next;
-                    }
-                    return Some(at);
-                }
-                None if begin == from => return None,
-                None => back *= 2,
+        // An instant follows `low` and none follows `high`; when they are a second apart, that instant is the last.
+        let (mut low, mut high) = (from.saturating_sub(1), to);
+        let mut last = upto(low)?;
+        while high - low > 1000 {
+            let middle = low + (high - low) / 2;
+            match upto(middle) {
+                Some(at) => (low, last) = (middle, at),
+                None => high = middle,
             }
         }
+        Some(last)
+    }
+
+    /// How close two instants come to each other by the clock on the wall, if days follow each other.
+    pub fn closest(&self) -> Duration {
+        let pattern = &self.cron.pattern;
+        let [hours, minutes, seconds] =
+            [&pattern.hours, &pattern.minutes, &pattern.seconds].map(|field| field.values());
+        let mut times = Vec::new();
+        for (hour, minute) in hours.iter().flat_map(|h| minutes.iter().map(move |m| (*h, *m))) {
+            times.extend(
+                seconds.iter().map(|s| (u64::from(hour) * 60 + u64::from(minute)) * 60 + u64::from(*s)),
+            );
+        }
+        let again = times.first().map(|first| first + DAY);
+        let gaps =
+            times.iter().zip(times.iter().skip(1).chain(&again)).map(|(at, next)| next.saturating_sub(*at));
+        Duration::from_secs(gaps.min().unwrap_or(DAY))
     }
 }
 
@@ -113,6 +130,24 @@ mod tests {
             walk("*/30 * * * *", "Europe/Berlin", "2027-03-28T00:00:00Z", 3),
             ["2027-03-28T00:30:00Z", "2027-03-28T01:00:00Z", "2027-03-28T01:30:00Z"]
         );
+    }
+
+    #[test]
+    fn the_least_distance_is_that_of_two_times_of_day() {
+        for (cron, seconds) in [
+            ("* * * * * *", 1),
+            ("*/7 * * * * *", 4),
+            ("58,59 0 3 * * 1", 1),
+            ("0 30 2 * * *", 24 * 3600),
+            ("* * * * *", 60),
+            ("*/45 * * * *", 15 * 60),
+            ("0,59 0,23 * * *", 60),
+            ("@hourly", 3600),
+            ("@yearly", 24 * 3600),
+        ] {
+            let timetable = Timetable::parse(cron, "Europe/Berlin").unwrap();
+            assert_eq!(timetable.closest().as_secs(), seconds, "{cron}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use job_engine::store::{
     Answer, Commit, CommitOutcome, Expect, Extent, Head, Hint, IndexChange, Page, Snapshot, Store, StoreError,
 };
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, RwLock, broadcast};
 
 /// A store that fails from a chosen call on, and whose clock is ahead.
 pub(crate) struct Faulty {
@@ -22,6 +22,10 @@ pub(crate) struct Faulty {
     commits_left: AtomicI64,
     /// How many of the failing calls take effect.
     effective: AtomicU64,
+    /// What writes wait for, while somebody else has it.
+    pub(crate) gate: RwLock<()>,
+    /// Told when a write waits.
+    pub(crate) waits: Notify,
 }
 
 impl Faulty {
@@ -32,6 +36,8 @@ impl Faulty {
             calls_left: AtomicI64::new(i64::MAX),
             commits_left: AtomicI64::new(i64::MAX),
             effective: AtomicU64::new(0),
+            gate: RwLock::new(()),
+            waits: Notify::new(),
         }
     }
 
@@ -47,7 +53,13 @@ impl Faulty {
 
     /// Answers one commit more; the next fails, and so does every call that follows.
     pub(crate) fn die_at_second_commit(&self) {
-        self.commits_left.store(1, Ordering::SeqCst);
+        self.die_after_commits(1, false);
+    }
+
+    /// Answers so many commits more; the next fails, with its effect or without, and so does every call that follows.
+    pub(crate) fn die_after_commits(&self, commits: i64, effective: bool) {
+        self.effective.store(effective.into(), Ordering::SeqCst);
+        self.commits_left.store(commits, Ordering::SeqCst);
     }
 
     pub(crate) fn revive(&self) {
@@ -69,6 +81,12 @@ impl Faulty {
     pub(crate) async fn members(&self, index: &str) -> Vec<String> {
         let listed = self.inner.list(index, None, 1000).await.expect("the log answers");
         listed.into_iter().map(|(_, member)| member).collect()
+    }
+
+    /// When the member of an index is due, in ms on the clock behind it.
+    pub(crate) async fn due(&self, index: &str, member: &str) -> Option<u64> {
+        let listed = self.inner.list(index, None, 1000).await.expect("the log answers");
+        listed.into_iter().find(|(_, found)| found == member).map(|(due, _)| due)
     }
 
     /// A stream as it is.
@@ -93,12 +111,18 @@ impl Faulty {
         assert!(matches!(outcome, CommitOutcome::Committed(_)), "{outcome:?}");
     }
 
+    /// Waits until writes may pass.
+    async fn pass(&self) {
+        if self.gate.try_read().is_err() {
+            self.waits.notify_one();
+        }
+        drop(self.gate.read().await);
+    }
+
     async fn call<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let dead = || StoreError::Unavailable("this engine is dead".into());
-        if self.commits_left.load(Ordering::SeqCst) < 0 {
-            return Err(dead());
-        }
-        if self.calls_left.fetch_sub(1, Ordering::SeqCst) > 0 {
+        let is_alive = self.commits_left.load(Ordering::SeqCst) >= 0;
+        if is_alive && self.calls_left.fetch_sub(1, Ordering::SeqCst) > 0 {
             return call.await;
         }
         if self.effective.swap(0, Ordering::SeqCst) == 1 {
@@ -111,7 +135,10 @@ impl Faulty {
 impl Store for Faulty {
     fn commit(&self, commit: Commit) -> Answer<'_, CommitOutcome> {
         self.commits_left.fetch_sub(1, Ordering::SeqCst);
-        Box::pin(self.call(self.inner.commit(commit)))
+        Box::pin(async {
+            self.pass().await;
+            self.call(self.inner.commit(commit)).await
+        })
     }
     fn delete(&self, stream: &str, expect: Head, index: Vec<IndexChange>) -> Answer<'_, CommitOutcome> {
         Box::pin(self.call(self.inner.delete(stream, expect, index)))
@@ -132,7 +159,11 @@ impl Store for Faulty {
         Box::pin(self.call(self.inner.count(extents)))
     }
     fn renew(&self, index: &str, members: Vec<String>, after: Duration) -> Answer<'_, Vec<bool>> {
-        Box::pin(self.call(self.inner.renew(index, members, after)))
+        let renewed = self.inner.renew(index, members, after);
+        Box::pin(async {
+            self.pass().await;
+            self.call(renewed).await
+        })
     }
     fn list(
         &self,

@@ -26,7 +26,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{faulty::Faulty, redis_cluster::RedisCluster, redis_server::RedisServer};
 
-macro_rules! on_both_stores {
+macro_rules! on_every_store {
     ($($name:ident)*) => {
         /// On a Cluster, where a schedule and its jobs lie apart; in one test, because making a Cluster takes seconds.
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -35,7 +35,8 @@ macro_rules! on_both_stores {
             $(
                 eprintln!("{}", stringify!($name));
                 // A namespace has at most 64 characters.
-                $name(World::on_cluster(&cluster, &stringify!($name)[..16])).await;
+                let name = stringify!($name);
+                $name(World::on_cluster(&cluster, name.get(..64).unwrap_or(name))).await;
             )*
         }
         mod redis {
@@ -48,7 +49,7 @@ macro_rules! on_both_stores {
         }
     };
 }
-pub(crate) use on_both_stores;
+pub(crate) use on_every_store;
 
 pub(crate) fn caller(subject: &str) -> Caller {
     Caller { tenant: "default".into(), subject: subject.into(), ..Caller::default() }
@@ -128,7 +129,7 @@ impl World {
         let store = Arc::new(Faulty::new(inner));
         let mut engine = Engine {
             store: store.clone(),
-            bounds: Bounds { queued_per_owner: 100_000, jobs: 100_000 },
+            bounds: Bounds { queued_per_owner: 100_000, jobs: 100_000, schedule_distance: Duration::ZERO },
             rules: Rules::default(),
             progress_interval: Duration::ZERO,
             followers: Followers::new(Duration::from_secs(5)),
@@ -150,6 +151,7 @@ impl World {
             "--grpc-listen=127.0.0.1:0".to_owned(),
             "--engine-admin-listen=127.0.0.1:0".into(),
             "--durability=buffer".into(),
+            "--schedule-min-seconds=1".into(),
             format!("--data-dir={}", self.dir.path().join("served").display()),
         ];
         if let Some((url, namespace)) = &self.redis {
