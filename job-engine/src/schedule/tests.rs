@@ -157,6 +157,27 @@ fn the_same_twice_changes_nothing_and_an_instant_that_has_come_outlives_a_put() 
     assert_eq!((again.fired, &again.last_job_id), (1, &second.schedule.last_job_id));
 }
 
+#[test]
+fn refusals_count_as_missed_and_a_row_of_them_ends_with_a_job() {
+    let (record, timetable) = put(None, wanted("@hourly"), BASE_MS);
+    let mut record = record.expect("new");
+    for (outcome, is_refused, missed) in [
+        (Outcome::Refused, true, 1),
+        (Outcome::Refused, true, 2),
+        (Outcome::Fired, false, 2),
+        (Outcome::Refused, true, 3),
+    ] {
+        let at = record.next_ms().expect("an instant");
+        assert_eq!(record.pass(&timetable, at, false), Passed::Fires);
+        record.put_down(outcome);
+        assert_eq!((record.is_refused, record.schedule.missed), (is_refused, missed));
+        // A put does not begin the row anew.
+        let input = Schedule { input_json: format!("[{at}]"), ..wanted("@hourly") };
+        record = put(Some(&record), input, at).0.expect("another input");
+        assert_eq!(record.is_refused, is_refused);
+    }
+}
+
 const HOUR_LONG: Duration = Duration::from_secs(3600);
 
 #[test]
