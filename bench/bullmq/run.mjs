@@ -34,8 +34,6 @@ const RELEASE = path.resolve(process.env.TIDEGATE_BIN_DIR ?? path.join(HERE, "..
 const TICKS_PER_SECOND = 100; // USER_HZ, the same on every Linux
 const WARM_UP = 300;
 const AT_ONCE = 50;
-/** Engine and worker take one thread each, as Node does, instead of one a core: fewer cores than threads mean wake-ups for nothing. */
-const ONE_THREAD = { TOKIO_WORKER_THREADS: "1" };
 
 const { values } = parseArgs({ options: { jobs: { type: "string", default: "3000" }, reports: { type: "string", default: "10" }, rounds: { type: "string", default: "3" }, only: { type: "string", default: "" } } });
 const [jobs, reports, rounds] = [values.jobs, values.reports, values.rounds].map(Number);
@@ -47,12 +45,7 @@ process.on("exit", () => { for (const child of alive) child.kill("SIGKILL"); });
 
 /** Starts a process whose lines can be waited for. */
 function start(command, ...args) {
-  return startWith({}, command, ...args);
-}
-
-/** The same, with more environment. */
-function startWith(more, command, ...args) {
-  const child = spawn(command, args, { stdio: ["pipe", "pipe", "inherit"], env: { ...process.env, TIDEGATE_LOG: "warn", RUST_LOG: "warn", ...more } });
+  const child = spawn(command, args, { stdio: ["pipe", "pipe", "inherit"], env: { ...process.env, TIDEGATE_LOG: "warn", RUST_LOG: "warn" } });
   alive.add(child);
   const lines = new Set();
   child.stdout.setEncoding("utf8").on("data", (text) => { for (const line of text.split("\n")) lines.add(line); });
@@ -128,9 +121,9 @@ async function bullmq(redis, port) {
   return result;
 }
 
-const tidegate = (startWorker, environment = {}) => async (redis, port) => {
+const tidegate = (startWorker) => async (redis, port) => {
   const [grpc, admin] = [await freePort(), await freePort()];
-  const engine = startWith(environment, path.join(RELEASE, "job-engine"), `--grpc-listen=127.0.0.1:${grpc}`, `--admin-listen=127.0.0.1:${admin}`,
+  const engine = start(path.join(RELEASE, "job-engine"), `--grpc-listen=127.0.0.1:${grpc}`, `--admin-listen=127.0.0.1:${admin}`,
     `--redis=redis://127.0.0.1:${port}`, "--progress-interval-ms=0");
   const uri = `http://127.0.0.1:${grpc}`;
   await until("the engine is ready", async () => (await fetch(`http://127.0.0.1:${admin}/readyz`)).ok);
@@ -156,7 +149,6 @@ const systems = {
   "Tidegate, Node worker": tidegate((...args) => start(process.execPath, path.join(HERE, "worker-tidegate.mjs"), ...args)),
   "Tidegate, Node, each awaited": tidegate((...args) => start(process.execPath, path.join(HERE, "worker-tidegate.mjs"), ...args, "each")),
   "Tidegate, Rust worker": tidegate((...args) => start(path.join(RELEASE, "examples", "bench"), ...args)),
-  "Tidegate, Rust, a thread each": tidegate((...args) => startWith(ONE_THREAD, path.join(RELEASE, "examples", "bench"), ...args), ONE_THREAD),
 };
 
 const port = await freePort();

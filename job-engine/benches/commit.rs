@@ -30,6 +30,10 @@ use job_engine::store::{
 };
 use redis_server::RedisServer;
 
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const EVENT: usize = 120;
 const STATE: usize = 300;
 /// Events kept; beyond that a sixteenth of them is dropped at once, as the engine does (`job/log_ring.rs`).

@@ -1,6 +1,6 @@
 //! Puts an engine together and serves it: bind first, then open the log, then serve until told to stop.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use tidegate_auth::Authenticator;
 use tidegate_proto::{
@@ -14,6 +14,7 @@ use tidegate_proto::{
 use tidegate_telemetry::admin::{self, AdminToken, Part};
 use tokio::{
     net::TcpListener,
+    runtime::{self, Runtime},
     signal::unix::{SignalKind, signal},
     task::JoinSet,
 };
@@ -54,6 +55,17 @@ const MAX_STREAMS: u32 = 1000;
 const COUNT_WITHIN: Duration = Duration::from_millis(500);
 /// How long streams have to end after a stop before the process stops waiting for them.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// The runtime of an engine that has a process of its own, of as many threads or of one for every two cores: the log,
+/// workers and callers want cores, too, and where threads outnumber idle cores, waking them costs more than they do.
+///
+/// # Errors
+/// When the system gives no threads.
+pub fn runtime(threads: Option<u16>) -> io::Result<Runtime> {
+    let half = || thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+    let threads = threads.map_or_else(half, usize::from);
+    runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+}
 
 /// An engine whose sockets are bound and whose log is open.
 pub struct Bound {

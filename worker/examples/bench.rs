@@ -51,7 +51,7 @@ impl JobHandler for Bench {
     }
 }
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")] // as Node's workers have
 async fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [engine, warm_up, jobs] = args.as_slice() else {

@@ -38,7 +38,7 @@ use crate::{
 /// Commits that wait for the task; more wait in their callers.
 pub(super) const QUEUE: usize = 1024;
 /// Unanswered batches.
-const IN_FLIGHT: usize = 2;
+const IN_FLIGHT: usize = 4;
 /// One batch holds at most this many commits …
 const BATCH_COMMITS: usize = 64;
 /// … and ends with the one that makes it this many bytes of states and events …
