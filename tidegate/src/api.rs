@@ -14,6 +14,7 @@ use std::{
 use reqwest::{
     Certificate, Method, RequestBuilder, Response, StatusCode, Url,
     header::{self, HeaderValue},
+    redirect::Policy,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -57,6 +58,14 @@ pub enum Error {
     /// The server refused, and said why.
     #[error("{0}")]
     Refused(Box<Problem>),
+    /// The server sends whoever asks elsewhere.
+    #[error("{server} answers elsewhere: {hint}")]
+    Moved {
+        /// The server's address.
+        server: String,
+        /// Where, and what to do about it.
+        hint: String,
+    },
     /// Something answered that is not a Tidegate gateway.
     #[error("{server} does not answer like a Tidegate gateway: {detail}")]
     Foreign {
@@ -158,6 +167,8 @@ impl Client {
         let mut http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
+            // A token is for the server that was named, and so is what is trusted.
+            .redirect(Policy::none())
             .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")));
         if is_loopback(&base) {
             // A proxy of the environment cannot reach this machine's own loopback address.
@@ -250,9 +261,31 @@ impl Client {
     /// Sends a request and waits for the status line, whatever it says.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] alone.
+    /// [`Error::Unreachable`], [`Error::Untrusted`] or [`Error::Moved`].
     pub async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {
-        request.send().await.map_err(|e| self.unreachable(&e))
+        let response = request.send().await.map_err(|e| self.unreachable(&e))?;
+        match self.moved(&response) {
+            Some(hint) => Err(Error::Moved { server: self.server().to_owned(), hint }),
+            None => Ok(response),
+        }
+    }
+
+    /// Where a redirect leads, as `--server` has to say it if it keeps the path that was asked for.
+    fn moved(&self, response: &Response) -> Option<String> {
+        let location =
+            response.headers().get(header::LOCATION).filter(|_| response.status().is_redirection());
+        let mut to = response.url().join(location?.to_str().ok()?).ok()?;
+        // They may hold secrets.
+        to.set_query(None);
+        to.set_fragment(None);
+        let asked = response.url().path().strip_prefix(self.base.path().trim_end_matches('/'))?;
+        Some(match to.path().strip_suffix(asked).map(str::to_owned) {
+            Some(prefix) => {
+                to.set_path(&prefix);
+                format!("it answers at {0}; use that as --server", to.as_str().trim_end_matches('/'))
+            }
+            None => format!("it redirects to {to}; a gateway does not"),
+        })
     }
 
     /// Passes a successful response on and turns any other into its problem.

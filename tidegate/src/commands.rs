@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use reqwest::Method;
+use reqwest::{Method, redirect::Policy};
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
 
@@ -16,7 +16,7 @@ use crate::{
     config, doctor,
     exit::{self, Failure},
     schedules,
-    text::visible,
+    text::{visible, visible_json},
     token,
     view::{self, payload},
     watch::{self, watch},
@@ -101,7 +101,7 @@ async fn submit(args: &Submit) -> Result<u8, Failure> {
     }
     let mut out = io::stdout();
     if args.follow.json {
-        writeln!(out, "{job}")?;
+        writeln!(out, "{}", visible_json(&job))?;
     } else {
         writeln!(out, "{job_id}")?;
     }
@@ -141,7 +141,7 @@ pub(crate) fn read_input(arg: &str) -> Result<Box<RawValue>, Failure> {
 async fn health(url: &str, within: Duration) -> Result<u8, Failure> {
     let url = reqwest::Url::parse(url).map_err(|e| Failure::Usage(format!("{url} is no URL: {e}")))?;
     // No proxy stands between a process and its own admin port.
-    let client = reqwest::Client::builder().no_proxy().timeout(within);
+    let client = reqwest::Client::builder().no_proxy().redirect(Policy::none()).timeout(within);
     // Asked every few seconds: nothing is read that is not needed.
     let client = if url.scheme() == "http" { client.tls_certs_only([]) } else { client };
     let client = client.build();
@@ -191,7 +191,7 @@ async fn jobs(args: Jobs) -> Result<u8, Failure> {
         let jobs = answer["jobs"].as_array().map(Vec::as_slice).unwrap_or_default();
         for job in jobs.iter().take(left) {
             left -= 1;
-            let line = if args.json { job.to_string() } else { row(job) };
+            let line = if args.json { visible_json(job) } else { row(job) };
             writeln!(out, "{line}")?;
         }
         match answer["next"].as_str() {
@@ -225,7 +225,7 @@ async fn kinds(args: Kinds) -> Result<u8, Failure> {
     let answer = client.call(client.request(Method::GET, &["api", "kinds"])).await?;
     let mut out = io::stdout();
     if args.json {
-        writeln!(out, "{}", answer["kinds"])?;
+        writeln!(out, "{}", visible_json(&answer["kinds"]))?;
         return Ok(0);
     }
     for kind in answer["kinds"].as_array().map(Vec::as_slice).unwrap_or_default() {

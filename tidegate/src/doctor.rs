@@ -21,7 +21,7 @@ use crate::{
     api::{self, Client},
     args,
     exit::Failure,
-    text::visible,
+    text::{visible, visible_json},
 };
 
 /// How many streams are opened at once: more than a browser would by HTTP/1.1.
@@ -120,7 +120,7 @@ fn print(found: &[Finding], as_json: bool) -> io::Result<()> {
             let line = json!({
                 "check": finding.check, "result": finding.level.name(), "found": finding.what, "advice": finding.advice,
             });
-            writeln!(out, "{line}")?;
+            writeln!(out, "{}", visible_json(line))?;
             continue;
         }
         writeln!(out, "{:7} {:12} {}", finding.level.name(), finding.check, visible(&finding.what))?;

@@ -11,6 +11,7 @@ use crate::{
     args::{JobOptions, Target},
     commands::{client, read_input},
     exit::Failure,
+    text::visible_json,
     view::payload,
 };
 
@@ -128,7 +129,7 @@ pub async fn run(command: Schedule) -> Result<u8, Failure> {
         Schedule::List(args) => list(&args).await,
         Schedule::Show(one) => {
             let answer = ask(Method::GET, &one).await?;
-            writeln!(io::stdout(), "{answer:#}")?;
+            writeln!(io::stdout(), "{}", visible_json(format_args!("{answer:#}")))?;
             Ok(0)
         }
         Schedule::Delete(one) => ask(Method::DELETE, &one).await.map(|_| 0),
@@ -163,7 +164,7 @@ async fn list(args: &List) -> Result<u8, Failure> {
         let query = [("limit", "200"), ("cursor", &*page)];
         let answer = client.call(client.query(Method::GET, &["api", "schedules"], &query)).await?;
         for schedule in answer["schedules"].as_array().map(Vec::as_slice).unwrap_or_default() {
-            let line = if args.json { schedule.to_string() } else { row(schedule) };
+            let line = if args.json { visible_json(schedule) } else { row(schedule) };
             writeln!(out, "{line}")?;
         }
         match answer["next"].as_str() {

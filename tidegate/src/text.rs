@@ -4,7 +4,11 @@
 //! or set the clipboard; line ends could forge lines of our own. [`visible`] leaves ordinary text untouched and
 //! spells everything else out.
 
-use std::{borrow::Cow, fmt::Write as _, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 /// `text` with every control character, line end and direction override written as an escape.
 pub fn visible(text: &str) -> Cow<'_, str> {
@@ -26,6 +30,29 @@ pub fn visible(text: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(out)
+}
+
+/// A JSON text, as it is written, with every hostile character that its strings may hold escaped: it means the same.
+///
+/// Those below U+0080 are escaped in JSON already, except DEL.
+pub fn visible_json(text: impl fmt::Display) -> String {
+    let text = text.to_string();
+    if !text.contains(is_hostile) {
+        return text;
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            // Outside of strings: white space.
+            '\n' | '\r' => out.push(c),
+            // None of them needs a surrogate.
+            c if is_hostile(c) => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// Control characters except the tab; line and paragraph separators; characters that reorder others.
@@ -85,6 +112,24 @@ mod tests {
         #[test]
         fn j40_nothing_hostile_is_left_in_any_text(text in any::<String>()) {
             prop_assert!(!visible(&text).contains(is_hostile));
+        }
+    }
+
+    #[test]
+    fn j40_json_is_escaped_and_means_the_same() {
+        let value = serde_json::json!({ "\u{9b}2J": ["\u{7f}", "\u{85}\n", "\u{202e}", "ü 🦀\t"] });
+        assert_eq!(visible_json(&value), r#"{"\u009b2J":["\u007f","\u0085\n","\u202e","ü 🦀\t"]}"#);
+        let pretty = visible_json(format_args!("{value:#}"));
+        assert_eq!(pretty.lines().count(), 8, "{pretty}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&pretty).unwrap(), value);
+    }
+
+    proptest! {
+        #[test]
+        fn j40_nothing_hostile_is_left_in_any_json(text in any::<String>()) {
+            let escaped = visible_json(serde_json::Value::from(&*text));
+            prop_assert!(!escaped.contains(is_hostile));
+            prop_assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), text);
         }
     }
 

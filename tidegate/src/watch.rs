@@ -17,7 +17,7 @@ use crate::{
     exit::{self, Failure},
     follow::{Follower, Outcome, Step},
     sse::Event,
-    text::visible,
+    text::{visible, visible_json},
     view::{self, Bar, Line, Shown, Tone},
 };
 
@@ -138,7 +138,7 @@ impl Screen {
                 }
             };
             let line = serde_json::to_string(&JsonLine { id: &event.id, event: &event.name, data })?;
-            return writeln!(io::stdout(), "{line}");
+            return writeln!(io::stdout(), "{}", visible_json(line));
         }
         match view::show(event) {
             Shown::Bar(bar) => self.bar(&bar),

@@ -109,6 +109,51 @@ async fn refusals_are_printed_with_every_particular() {
 }
 
 #[tokio::test]
+async fn a_redirect_is_told_and_not_followed() {
+    let elsewhere = Gateway::start(vec![Reply::json("200 OK", r#"{"kinds":[]}"#)]).await;
+    for (location, told) in [
+        (
+            "https://edge.example/api/kinds".to_owned(),
+            "it answers at https://edge.example; use that as --server",
+        ),
+        ("https://edge.example/t/api/kinds?x=1".to_owned(), "it answers at https://edge.example/t; use that"),
+        ("/login?back=%2Fapi".to_owned(), "/login; a gateway does not"),
+        (format!("{}/api/kinds", elsewhere.url()), "it answers at http://127.0.0.1:"),
+    ] {
+        let moved = Reply::json("301 Moved Permanently", "").with_header(&format!("location: {location}"));
+        let gateway = Gateway::start(vec![moved]).await;
+        let output = tidegate(Some(&gateway), &["kinds", "--token", "t"], "").await;
+        assert_eq!(output.status.code(), Some(69));
+        assert!(err(&output).contains(told) && err(&output).contains(&gateway.url()), "{output:?}");
+        let output = tidegate(Some(&gateway), &["watch", "x"], "").await;
+        assert!(err(&output).contains("redirects to"), "{output:?}");
+    }
+    assert!(elsewhere.requests().is_empty(), "a token went to somebody else");
+}
+
+#[tokio::test]
+async fn j40_json_holds_no_control_characters() {
+    let job = "{\"jobId\":\"0190a\",\"kind\":\"demo\",\"message\":\"\u{9b}2J\u{7f}\u{202e}\"}";
+    let (jobs, schedules) = (format!(r#"{{"jobs":[{job}]}}"#), format!(r#"{{"schedules":[{job}]}}"#));
+    let kinds = format!(r#"{{"kinds":[{job}]}}"#);
+    for (args, answer) in [
+        (&["jobs", "--json"][..], &*jobs),
+        (&["schedule", "show", "nightly"], job),
+        (&["schedule", "list", "--json"], &schedules),
+        (&["kinds", "--json"], &kinds),
+        (&["submit", "demo", "{}", "--json"], job),
+    ] {
+        let gateway = Gateway::start(vec![Reply::json("200 OK", answer)]).await;
+        let output = tidegate(Some(&gateway), args, "").await;
+        assert!(out(&output).contains(r"\u009b2J\u007f\u202e"), "{args:?}: {output:?}");
+    }
+    let event = "id: 1-q\nevent: log\ndata: \"\u{9b}2J\"\n\nid: 2-q\nevent: complete\ndata: {}\n\n";
+    let gateway = Gateway::start(vec![Reply::stream(event, End::Clean)]).await;
+    let output = tidegate(Some(&gateway), &["watch", "0190a", "--json"], "").await;
+    assert!(out(&output).contains(r#""data":"\u009b2J""#), "{output:?}");
+}
+
+#[tokio::test]
 async fn usage_errors_exit_64_and_unreachable_servers_69() {
     for args in [
         &["nonsense"][..],
