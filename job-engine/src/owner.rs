@@ -147,13 +147,12 @@ impl Owner {
             let mut draft =
                 Draft::of(self.record.clone(), self.head.clone(), &engine.rules, engine.store.now_ms());
             let mut answers: Vec<Result<Reported, Refusal>> = Vec::with_capacity(reports.len());
-            for run in self.merge.runs(&reports) {
-                let report = &run[run.len() - 1];
+            for (report, count) in self.merge.runs(&reports) {
                 let answer = match &report.body {
                     Some(body) => draft.report(&report.lease_token, report.number, body, jitter),
                     None => Err(Refusal::Rejected("a report needs a body".into())),
                 };
-                answers.extend(std::iter::repeat_n(answer, run.len()));
+                answers.extend(std::iter::repeat_n(answer, count));
             }
             if draft.is_empty() {
                 break answers;

@@ -8,8 +8,11 @@ use std::{collections::HashMap, sync::Arc};
 use parking_lot::Mutex;
 use tidegate_telemetry::{Counter, Gauge, Histogram, Recorder, counter, gauge, histogram};
 
-/// How many kinds are told apart; further ones are counted together as `other`.
+/// How many kinds are told apart; further ones are counted together as [`OTHER`].
 const MAX_KINDS: usize = 100;
+
+/// The name under which further kinds are counted.
+const OTHER: &str = "other";
 
 /// Ways for a job to end, as [`super::peek::Step::Ended`] numbers them.
 const OUTCOMES: [&str; 3] = ["completed", "failed", "cancelled"];
@@ -36,7 +39,7 @@ impl Kinds {
         if let Some(known) = kinds.get(kind) {
             return known.clone();
         }
-        let name = if kinds.len() < MAX_KINDS { kind } else { "other" };
+        let name = if kinds.len() < MAX_KINDS { kind } else { OTHER };
         let made = kinds.get(name).cloned().unwrap_or_else(|| {
             let of_kind = [("kind", name)];
             Arc::new(recorder.with(|| OfKind {
@@ -75,13 +78,21 @@ impl Kinds {
         made
     }
 
-    /// Sets how many workers offer each kind.
+    /// Sets how many workers offer each kind. Each gauge goes from one truth to the next, however many set it at once.
     #[expect(clippy::cast_precision_loss, reason = "gauges are floating-point numbers")]
     pub(super) fn set_workers(&self, by_kind: &HashMap<String, usize>, recorder: &Recorder) {
-        self.0.lock().values().for_each(|known| known.workers.set(0.0));
+        for kind in by_kind.keys() {
+            self.of(kind, recorder);
+        }
+        let kinds = self.0.lock();
+        let mut sums: HashMap<&str, usize> = HashMap::new();
         for (kind, workers) in by_kind {
             // Those that have no name of their own add up.
-            self.of(kind, recorder).workers.increment(*workers as f64);
+            let name = if kinds.contains_key(kind) { kind } else { OTHER };
+            *sums.entry(name).or_default() += workers;
+        }
+        for (kind, known) in &*kinds {
+            known.workers.set(sums.get(&**kind).copied().unwrap_or_default() as f64);
         }
     }
 }
@@ -100,5 +111,29 @@ mod tests {
         let attempts = text.lines().filter(|l| l.starts_with("tidegate_engine_attempts_total{")).count();
         assert_eq!(attempts, MAX_KINDS + 1);
         assert!(text.contains("kind=\"other\"} 900"), "{text}");
+    }
+
+    #[test]
+    fn whoever_sets_the_workers_at_once_neither_doubles_nor_hides_them() {
+        let (kinds, recorder) = (Kinds::default(), Recorder::new("test", "1", &[]));
+        let by_kind: HashMap<_, _> = (0..MAX_KINDS + 2).map(|n| (format!("kind-{n}"), 3)).collect();
+        kinds.set_workers(&by_kind, &recorder);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..200).for_each(|_| kinds.set_workers(&by_kind, &recorder)));
+            }
+            for _ in 0..200 {
+                let text = recorder.render();
+                let gauges = text.lines().filter(|line| line.starts_with("tidegate_engine_kind_workers{"));
+                let wrong: Vec<_> = gauges
+                    .filter(|line| !line.ends_with(if line.contains("\"other\"") { " 6" } else { " 3" }))
+                    .collect();
+                assert!(wrong.is_empty(), "{wrong:?}");
+            }
+        });
+        kinds.set_workers(&HashMap::new(), &recorder);
+        let text = recorder.render();
+        let mut gauges = text.lines().filter(|line| line.starts_with("tidegate_engine_kind_workers{"));
+        assert!(gauges.all(|line| line.ends_with(" 0")), "those that left are counted no more");
     }
 }

@@ -49,10 +49,12 @@ impl Merge {
         tokio::time::sleep_until(self.next).await;
     }
 
-    /// The reports in runs that become one event each: that of the last report, which stands for all of its run.
-    pub(super) fn runs<'a>(&self, reports: &'a [Report]) -> impl Iterator<Item = &'a [Report]> {
+    /// The reports in runs that become one event each: that of the last report, which stands for all of its run; and
+    /// how many the run has.
+    pub(super) fn runs<'a>(&self, reports: &'a [Report]) -> impl Iterator<Item = (&'a Report, usize)> {
         let merges = !self.interval.is_zero();
-        reports.chunk_by(move |a, b| merges && is_progress(a) && is_progress(b))
+        let runs = reports.chunk_by(move |a, b| merges && is_progress(a) && is_progress(b));
+        runs.filter_map(|run| Some((run.last()?, run.len())))
     }
 }
 
@@ -107,9 +109,11 @@ mod tests {
     #[test]
     fn only_neighbours_become_one() {
         let reports = [progress(1), progress(2), log(3), log(4), progress(5)];
-        let runs = |merge: &Merge| merge.runs(&reports).map(numbers).collect::<Vec<_>>();
-        assert_eq!(runs(&Merge::new(HOUR)), [vec![1, 2], vec![3], vec![4], vec![5]]);
-        assert_eq!(runs(&Merge::new(Duration::ZERO)).len(), reports.len());
+        let runs = |merge: &Merge| -> Vec<_> {
+            merge.runs(&reports).map(|(last, count)| (last.number, count)).collect()
+        };
+        assert_eq!(runs(&Merge::new(HOUR)), [(2, 2), (3, 1), (4, 1), (5, 1)]);
+        assert_eq!(runs(&Merge::new(Duration::ZERO)), [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)]);
     }
 
     #[tokio::test]
