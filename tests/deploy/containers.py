@@ -1,7 +1,10 @@
-"""Brings docker-compose.yml up for real, kills a gateway and an engine under viewers, and looks at what they saw.
+"""Brings docker-compose.yml up for real, starts a job from the console in a browser, kills a gateway and an engine under it and
+under viewers of its API, and looks at what they saw.
 
-Needs Docker with Compose, and what the images need; so it is no part of `tests/run`. Leaves nothing behind.
+Needs Docker with Compose, and what the images need; so it is no part of `tests/run`. Leaves nothing behind. The browser is
+Chromium, as in tests/browser.
 
+    npm ci --prefix tests/browser
     python3 tests/deploy/containers.py
 
 TIDEGATE_IMAGE names an image to use instead of building one.
@@ -78,10 +81,37 @@ def until(what: str, look, seconds: float = DEADLINE):
         time.sleep(0.2)
 
 
-def submit(steps: int, seconds: float) -> str:
-    body = json.dumps({"kind": "demo", "input": {"steps": steps, "seconds": seconds}}).encode()
-    with urllib.request.urlopen(request(f"{API}/api/jobs", body, content_type="application/json"), timeout=10) as answer:
-        return json.load(answer)["jobId"]
+class Console(threading.Thread):
+    """The console in a browser: starts a job from its form and shows it to the end."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        command = ["node", "tests/browser/containers.mjs", API, str(STEPS), "30"]
+        environment = {**os.environ, "TIDEGATE_TOKEN": KEY[0]}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
+        #: The job's id, the number of each last event that was shown, how the job ended.
+        self.said: list[str] = []
+        self.start()
+
+    def run(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.said.append(line.strip())
+
+    @property
+    def job(self) -> str:
+        return until("a job is started from the console", lambda: self.said or (self.process.poll() is not None and [""]))[0]
+
+    @property
+    def shown(self) -> int:
+        return max(map(int, filter(str.isdecimal, self.said[1:])), default=0)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.join()
+        if self.process.stdout:
+            self.process.stdout.close()
 
 
 class Viewer(threading.Thread):
@@ -153,22 +183,29 @@ class Containers(unittest.TestCase):
 
     def test_a_gateway_and_an_engine_are_killed_and_nothing_is_lost(self) -> None:
         until("the kinds are on offer", lambda: '"demo"' in get(f"{API}/api/kinds"))
-        job = submit(STEPS, 30)
+        console = Console()
+        self.addCleanup(console.stop)
+        job = console.job
+        self.assertNotEqual(job, "", "the console has failed")
         viewers = [Viewer(job) for _ in range(VIEWERS)]
         until("all viewers are under way", lambda: all(len(viewer.seen) > 5 for viewer in viewers))
         for service in ["edge-gateway", "job-engine"]:
             victim = compose("ps", "--quiet", service).split()[0]
             subprocess.run(["docker", "kill", "--signal", "KILL", victim], check=True, capture_output=True)
-            before = [len(viewer.seen) for viewer in viewers]
+            before, shown = [len(viewer.seen) for viewer in viewers], console.shown
             until(
                 f"all go on without a {service}",
                 lambda before=before: all(len(v.seen) > n + 10 for v, n in zip(viewers, before, strict=True)),
             )
+            until(f"the console goes on without a {service}", lambda shown=shown: console.shown > shown + 10)
         for viewer in viewers:
             viewer.join(DEADLINE)
             self.assertEqual(viewer.numbers, list(range(1, len(viewer.seen) + 1)), "a hole, a double or a swap")
             self.assertEqual(viewer.seen, viewers[0].seen, "two viewers saw different events")
             self.assertEqual(viewer.seen[-1][1], "complete")
+        self.assertEqual(console.process.wait(DEADLINE), 0, "the console has failed")
+        console.join(DEADLINE)
+        self.assertEqual((console.shown, console.said[-1]), (len(viewers[0].seen), "COMPLETED"))
         names = [event for _, event in viewers[0].seen]
         self.assertEqual(names.count("checkpoint"), STEPS, "a step was done twice, or not at all")
         self.assertGreater(sum(viewer.losses for viewer in viewers), 0, "no viewer was at the gateway that was killed")
