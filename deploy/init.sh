@@ -51,6 +51,12 @@ secret_file = \"/run/secrets/edge.secret\"
 secure = false
 $sections"
 fi
+if [ ! -e /secrets/prometheus/admin-token ]; then
+  token=$(random)
+  put 65532:65532 /secrets/worker/admin-token "$token"
+  # Last, because it says that both are there.
+  put 65534:65534 /secrets/prometheus/admin-token "$token"
+fi
 if [ ! -e /secrets/grafana/admin-password ]; then
   put 472:0 /secrets/grafana/admin-password "$(random)"
 fi

@@ -102,6 +102,9 @@ class Compose(unittest.TestCase):
         for name in OURS:
             served = next(f for f in SERVICES[name]["command"] if f.startswith("--admin-listen="))
             self.assertEqual(str(found[name]), served.rsplit(":", 1)[1])
+        [worker] = [job for job in config["scrape_configs"] if job["job_name"] == "tidegate-worker"]
+        self.assertEqual(worker["authorization"]["credentials_file"], "/run/secrets/admin-token")
+        self.assertIn("--admin-token-file=/run/secrets/admin-token", SERVICES["worker"]["command"])
 
     def test_whatever_is_mounted_exists(self) -> None:
         for name, service in SERVICES.items():

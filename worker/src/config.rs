@@ -73,12 +73,17 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "TIDEGATE_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
     /// Where /metrics, /healthz and /readyz are served, such as 127.0.0.1:9466; nowhere by default.
+    ///
+    /// Where others can reach it, --admin-token-file or --insecure must be given.
     #[arg(long, value_name = "ADDR", env = "TIDEGATE_WORKER_ADMIN_LISTEN")]
     pub admin_listen: Option<SocketAddr>,
     /// A file with the token that /metrics and /loglevel of the admin port ask for, as `Authorization: Bearer …`; read for
     /// each request. Nobody is asked without it.
     #[arg(long, value_name = "FILE", env = "TIDEGATE_ADMIN_TOKEN_FILE")]
     pub admin_token_file: Option<PathBuf>,
+    /// Serve the admin port without a token on an address that others can reach.
+    #[arg(long, env = "TIDEGATE_INSECURE")]
+    pub insecure: bool,
     /// How many seconds running jobs may go on after SIGTERM, before they are given back to the engine.
     #[arg(long, value_name = "SECONDS", env = "TIDEGATE_GRACE_SECONDS", default_value = "5")]
     pub grace_seconds: u32,
@@ -131,18 +136,25 @@ impl Args {
     /// The settings, with the configuration file read.
     ///
     /// # Errors
-    /// When a file cannot be read or understood.
+    /// When a file cannot be read or understood, or strangers could change the log level.
     pub fn settings(self) -> Result<Settings, ConfigError> {
         let exec = self.config.as_deref().map_or(Ok(Vec::new()), read_exec);
         let bearer = self.token_file.as_deref().map_or(Ok(Bearer::default()), Bearer::file);
         let bearer = bearer.map_err(|error| error.to_string());
         let admin_token = self.admin_token_file.as_deref().map(AdminToken::file).transpose();
         let admin_token = admin_token.map_err(|error| error.to_string());
+        let guarded = self.insecure || self.admin_token_file.is_some();
+        let open = self.admin_listen.filter(|addr| !addr.ip().is_loopback() && !guarded).map(|addr| {
+            format!(
+                "--admin-listen {addr} can be reached by others, and anybody could change what is logged: name a token with \
+                 --admin-token-file, bind to 127.0.0.1, or add --insecure if everybody may"
+            )
+        });
         let (exec, bearer, admin_token) = match (exec, bearer, admin_token) {
-            (Ok(exec), Ok(bearer), Ok(admin_token)) => (exec, bearer, admin_token),
+            (Ok(exec), Ok(bearer), Ok(admin_token)) if open.is_none() => (exec, bearer, admin_token),
             (exec, bearer, admin_token) => {
                 let errors = exec.err().into_iter().chain(bearer.err()).chain(admin_token.err());
-                return Err(ConfigError(errors.collect()));
+                return Err(ConfigError(errors.chain(open).collect()));
             }
         };
         Ok(Settings {
@@ -227,6 +239,28 @@ mod tests {
         let error =
             args.unwrap().settings().unwrap().into_worker(watch::Sender::new(Status::Connecting)).err();
         assert_eq!(error.map(|e| e.0.len()), Some(4));
+    }
+
+    #[test]
+    fn an_admin_port_that_others_reach_needs_a_token_or_a_word() {
+        let dir = tempfile::tempdir().unwrap();
+        let token = dir.path().join("token");
+        std::fs::write(&token, "0123456789abcdef0123456789abcdef").unwrap();
+        let token = format!("--admin-token-file={}", token.display());
+        let settings = |flags: &[&str]| {
+            let line = std::iter::once("tidegate-worker").chain(flags.iter().copied());
+            Args::try_parse_from(line).unwrap().settings()
+        };
+        for listen in ["--admin-listen=0.0.0.0:9466", "--admin-listen=[::]:9466"] {
+            let error = settings(&[listen]).unwrap_err();
+            assert!(error.0.len() == 1 && error.to_string().contains("--admin-token-file"), "{error}");
+            assert!(settings(&[listen, &token]).is_ok());
+            assert!(settings(&[listen, "--insecure"]).is_ok());
+            let both = settings(&[listen, "--token-file=/does/not/exist"]).unwrap_err();
+            assert_eq!(both.0.len(), 2, "{both}");
+        }
+        assert!(settings(&["--admin-listen=127.0.0.1:9466"]).is_ok());
+        assert!(settings(&["--admin-listen=[::1]:9466"]).is_ok());
     }
 
     #[test]

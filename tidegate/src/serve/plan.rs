@@ -151,6 +151,9 @@ fn worker(errors: &mut Vec<String>, args: &Serve, import_dirs: &[PathBuf]) -> Op
         flag("--capacity", args.workers.to_string()),
         flag("--data-dir", &args.data_dir),
     ];
+    // Its admin port, if the environment gives it one, is no more open than the others.
+    flags.extend(args.insecure.then(|| "--insecure".into()));
+    flags.extend(args.admin_token_file.iter().map(|file| flag("--admin-token-file", file)));
     flags.extend(import_dirs.iter().map(|dir| flag("--import-dir", dir)));
     flags.extend(args.config.iter().map(|file| flag("--config", file)));
     let settings = parse::<tidegate_worker::config::Args>(errors, flags)?.settings();
