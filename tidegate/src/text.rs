@@ -100,6 +100,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Rich in what must not pass; `any::<String>()` makes no control characters.
+    const TEXT: &str = "[\\x00-\\u{ff}\\u{2000}-\\u{2070}\\u{1f980}]{0,40}";
+
     #[test]
     fn j40_escape_sequences_do_not_reach_the_terminal() {
         assert_eq!(visible("plain ü 🦀\ttab"), "plain ü 🦀\ttab");
@@ -110,7 +113,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn j40_nothing_hostile_is_left_in_any_text(text in any::<String>()) {
+        fn j40_nothing_hostile_is_left_in_any_text(text in TEXT) {
             prop_assert!(!visible(&text).contains(is_hostile));
         }
     }
@@ -126,7 +129,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn j40_nothing_hostile_is_left_in_any_json(text in any::<String>()) {
+        fn j40_nothing_hostile_is_left_in_any_json(text in TEXT) {
             let escaped = visible_json(serde_json::Value::from(&*text));
             prop_assert!(!escaped.contains(is_hostile));
             prop_assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), text);
