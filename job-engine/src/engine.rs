@@ -6,7 +6,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use prost::Message as _;
 use tidegate_proto::v1::{Caller, Concurrency, Job, ListJobsRequest, ListJobsResponse, SubmitJobRequest};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -22,18 +21,12 @@ use crate::{
     },
     kinds::Kinds,
     metrics::Metrics,
+    page::page,
     registry::Registry,
     store::{CommitOutcome, Extent, Head, IndexChange, Snapshot, Store},
     submission::{self, Submission},
     unique::{self, Claim},
 };
-
-/// How many jobs one page request looks at before it answers with what it found.
-const SCAN: usize = 1000;
-/// How many jobs are loaded at once for a page.
-const LOAD: usize = 16;
-/// After how many bytes a page of jobs ends: a job has at most about 600 KiB, a message 4 MiB.
-pub const PAGE_BYTES: usize = 2 << 20;
 
 /// How much an engine takes in.
 #[derive(Clone, Copy, Debug)]
@@ -195,11 +188,6 @@ impl Engine {
 
     /// A page of jobs, newest first.
     pub async fn list(&self, request: &ListJobsRequest) -> Result<ListJobsResponse, EngineError> {
-        let limit = match request.page_size {
-            0 => 50,
-            n @ 1..=200 => n as usize,
-            _ => return Err(EngineError::Invalid(vec![("page_size", "must be 1 to 200".into())])),
-        };
         if request.states.len() > 6 {
             return Err(EngineError::Invalid(vec![("states", "there are only six states".into())]));
         }
@@ -209,32 +197,15 @@ impl Engine {
             Some(caller) => index::jobs_of(&caller.tenant, &caller.subject),
             None => index::ALL_JOBS.to_owned(),
         };
-        let mut before = place_of(&request.page_token)?;
-        let batch = limit.min(LOAD);
-        let (mut jobs, mut seen, mut bytes, mut more) = (Vec::new(), 0, 0, true);
-        while more && jobs.len() < limit && bytes < PAGE_BYTES && seen < SCAN {
-            let keys = self.store.list(&index, before.clone(), batch).await?;
-            more = keys.len() == batch;
-            seen += keys.len();
-            let snapshots = self.store.load(keys.iter().map(|(_, id)| id.clone()).collect()).await?;
-            for (key, snapshot) in keys.into_iter().zip(snapshots) {
-                if jobs.len() == limit || bytes >= PAGE_BYTES {
-                    more = true;
-                    break;
-                }
-                before = Some(key);
-                let Some(snapshot) = snapshot else { continue };
-                let job = JobRecord::decode_snapshot(&snapshot)?.job;
-                let state_wanted = request.states.is_empty() || request.states.contains(&job.state);
-                let kind_wanted = request.kind.is_empty() || request.kind == job.kind;
-                if state_wanted && kind_wanted && may_see(request.caller.as_ref(), &job) {
-                    bytes += job.encoded_len();
-                    jobs.push(job);
-                }
-            }
-        }
-        let next = before.filter(|_| more).map(|(due, id)| format!("{due}.{id}"));
-        Ok(ListJobsResponse { jobs, next_page_token: next.unwrap_or_default() })
+        let wanted = |snapshot: &Snapshot| {
+            let job = JobRecord::decode_snapshot(snapshot)?.job;
+            let state_wanted = request.states.is_empty() || request.states.contains(&job.state);
+            let kind_wanted = request.kind.is_empty() || request.kind == job.kind;
+            Ok(Some(job).filter(|job| state_wanted && kind_wanted && may_see(request.caller.as_ref(), job)))
+        };
+        let (jobs, next_page_token) =
+            page(&*self.store, &index, request.page_size, &request.page_token, wanted).await?;
+        Ok(ListJobsResponse { jobs, next_page_token })
     }
 
     /// Asks for a job's cancellation.
@@ -338,18 +309,6 @@ impl Engine {
         check_job_id(job_id)?;
         Ok(self.store.load(vec![job_id.to_owned()]).await?.pop().flatten())
     }
-}
-
-/// The place in an index that a page's token names; none for the first page.
-pub fn place_of(page_token: &str) -> Result<Option<(u64, String)>, EngineError> {
-    if page_token.is_empty() {
-        return Ok(None);
-    }
-    let place =
-        page_token.split_once('.').and_then(|(due, member)| Some((due.parse().ok()?, member.to_owned())));
-    place
-        .map(Some)
-        .ok_or_else(|| EngineError::Invalid(vec![("page_token", "is not one that was given out".into())]))
 }
 
 /// Whether the caller may know of the job.

@@ -18,6 +18,7 @@ pub mod kinds;
 pub mod measured;
 pub mod metrics;
 pub mod owner;
+pub mod page;
 pub mod registry;
 pub mod rpc;
 pub mod schedule;

@@ -1,7 +1,6 @@
 //! What callers ask about their schedules: put, get, list, delete.
 
 use bytes::Bytes;
-use prost::Message as _;
 use tidegate_proto::{
     limits::MAX_SCHEDULES,
     v1::{Caller, ListSchedulesRequest, ListSchedulesResponse, PutScheduleRequest, Schedule},
@@ -13,14 +12,12 @@ use super::{
     stream,
 };
 use crate::{
-    engine::{Engine, PAGE_BYTES, new_epoch, place_of},
+    engine::{Engine, new_epoch},
     error::EngineError,
     job::index,
-    store::{CommitOutcome, Expect, Extent, IndexChange},
+    page::page,
+    store::{CommitOutcome, Expect, Extent, IndexChange, Snapshot},
 };
-
-/// How many schedules are loaded at once for a page.
-const LOAD: usize = 16;
 
 /// On whose behalf: without a caller the internal one, who sees the whole tenant.
 fn caller_of(caller: Option<Caller>) -> Caller {
@@ -126,32 +123,15 @@ impl Engine {
         &self,
         request: ListSchedulesRequest,
     ) -> Result<ListSchedulesResponse, EngineError> {
-        let limit = match request.page_size {
-            0 => 50,
-            n @ 1..=200 => n as usize,
-            _ => return Err(EngineError::Invalid(vec![("page_size", "must be 1 to 200".into())])),
-        };
-        let mut before = place_of(&request.page_token)?;
         let caller = caller_of(request.caller);
         let index = match caller.whole_tenant {
             true => index::schedules_of_tenant(&caller.tenant),
             false => index::schedules_of(&caller.tenant, &caller.subject),
         };
-        let (mut schedules, mut bytes, mut more) = (Vec::new(), 0, true);
-        while more && schedules.len() < limit && bytes < PAGE_BYTES {
-            let batch = LOAD.min(limit - schedules.len());
-            let keys = self.store.list(&index, before.clone(), batch).await?;
-            more = keys.len() == batch;
-            let there = self.store.load(keys.iter().map(|(_, stream)| stream.clone()).collect()).await?;
-            before = keys.into_iter().last().or(before);
-            for snapshot in there.into_iter().flatten() {
-                let schedule = Record::decode_snapshot(&snapshot)?.schedule;
-                bytes += schedule.encoded_len();
-                schedules.push(schedule);
-            }
-        }
-        let next = before.filter(|_| more).map(|(due, stream)| format!("{due}.{stream}"));
-        Ok(ListSchedulesResponse { schedules, next_page_token: next.unwrap_or_default() })
+        let wanted = |snapshot: &Snapshot| Ok(Some(Record::decode_snapshot(snapshot)?.schedule));
+        let (schedules, next_page_token) =
+            page(&*self.store, &index, request.page_size, &request.page_token, wanted).await?;
+        Ok(ListSchedulesResponse { schedules, next_page_token })
     }
 
     async fn schedule(
