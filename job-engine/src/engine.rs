@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tidegate_proto::v1::{Caller, Concurrency, Job, ListJobsRequest, ListJobsResponse, SubmitJobRequest};
+use tidegate_proto::v1::{Caller, Job, ListJobsRequest, ListJobsResponse, SubmitJobRequest};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -156,9 +156,8 @@ impl Engine {
         let queue = index::queue(&submission.kind);
         let mut extents =
             vec![Extent::Index(index::ALL_JOBS.into()), Extent::Lane { queue, lane: lane.clone() }];
-        if let Some(Concurrency { key, .. }) = &submission.options.concurrency {
-            extents.push(Extent::Waiting { gate: index::gate(tenant, key), lane });
-        }
+        let gate = index::gate_of(tenant, &submission.options);
+        extents.extend(gate.map(|gate| Extent::Waiting { gate, lane }));
         let counted = self.store.count(extents).await?;
         let (all, mine) = counted.split_first().map_or((0, 0), |(all, mine)| (*all, mine.iter().sum()));
         if all >= self.bounds.jobs {

@@ -105,6 +105,8 @@ impl JobRecord {
 
 /// The names of the indexes and queues that the engine keeps.
 pub mod index {
+    use tidegate_proto::v1::JobOptions;
+
     /// The queue of jobs that wait for a worker, by kind.
     pub fn queue(kind: &str) -> String {
         format!("q/{kind}")
@@ -118,6 +120,10 @@ pub mod index {
     /// The gate of a concurrency key.
     pub fn gate(tenant: &str, key: &str) -> String {
         format!("{tenant}/{key}")
+    }
+    /// The gate of the jobs with these options; `None` if they have no concurrency key.
+    pub fn gate_of(tenant: &str, options: &JobOptions) -> Option<String> {
+        options.concurrency.as_ref().map(|concurrency| gate(tenant, &concurrency.key))
     }
     /// Leases `<job>/<attempt>`, due when they expire.
     pub const LEASES: &str = "lease";

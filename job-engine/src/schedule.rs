@@ -329,7 +329,7 @@ impl Record {
     fn job_id(&self, at_ms: u64) -> String {
         let Schedule { tenant, owner, name, options, .. } = &self.schedule;
         let parts = [tenant.as_bytes(), owner.as_bytes(), name.as_bytes(), &at_ms.to_be_bytes()];
-        let gate = options.as_ref().and_then(|o| o.concurrency.as_ref()).map(|c| index::gate(tenant, &c.key));
+        let gate = options.as_ref().and_then(|options| index::gate_of(tenant, options));
         job_id_at(at_ms, &idempotency::digest(&parts), gate.as_deref())
     }
 }

@@ -43,8 +43,7 @@ impl Submission {
         if let Some(firing) = &self.firing {
             return firing.job_id.clone();
         }
-        let gate = self.options.concurrency.as_ref().map(|c| index::gate(&self.caller.tenant, &c.key));
-        new_job_id(gate.as_deref())
+        new_job_id(index::gate_of(&self.caller.tenant, &self.options).as_deref())
     }
 }
 

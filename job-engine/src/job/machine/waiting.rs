@@ -83,8 +83,8 @@ impl Draft<'_> {
     /// Makes room for another job of the same concurrency key.
     pub(super) fn leave_gate(&mut self) {
         let Job { tenant, owner, job_id, options, .. } = &self.record.job;
-        if let Some(Concurrency { key, .. }) = options.as_ref().and_then(|o| o.concurrency.as_ref()) {
-            let (gate, lane) = (index::gate(tenant, key), index::lane(tenant, owner));
+        if let Some(gate) = options.as_ref().and_then(|options| index::gate_of(tenant, options)) {
+            let lane = index::lane(tenant, owner);
             self.index.push(IndexChange::Leave { gate, lane, member: job_id.clone() });
         }
     }
