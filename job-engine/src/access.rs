@@ -20,6 +20,11 @@ use tonic::{Request, Status, metadata::MetadataMap};
 /// A stream of answers.
 pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// The caller of requests that name none.
+pub fn internal() -> Caller {
+    Caller { tenant: "default".into(), subject: "internal".into(), whole_tenant: false }
+}
+
 /// Decides who may call.
 #[derive(Clone, Debug)]
 pub struct Access(Option<Authenticator>);

@@ -7,7 +7,7 @@ use tidegate_proto::{
     v1::{Caller, Concurrency, JobOptions, SubmitJobRequest},
 };
 
-use crate::{engine::new_job_id, error::EngineError, job::index, json::check_json};
+use crate::{access::internal, engine::new_job_id, error::EngineError, job::index, json::check_json};
 
 /// A submission that obeys every rule, with its defaults filled in.
 #[derive(Clone, Debug)]
@@ -54,11 +54,7 @@ pub const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Checks a request; the error names every field that is wrong, not only the first.
 pub fn check(request: SubmitJobRequest) -> Result<Submission, EngineError> {
     let mut wrong: Vec<(&'static str, String)> = Vec::new();
-    let caller = request.caller.unwrap_or_else(|| Caller {
-        tenant: "default".into(),
-        subject: "internal".into(),
-        ..Caller::default()
-    });
+    let caller = request.caller.unwrap_or_else(internal);
     if !limits::is_name(&caller.tenant) {
         wrong.push(("caller.tenant", "must be [a-z][a-z0-9._-]{0,63}".into()));
     }

@@ -12,6 +12,7 @@ use super::{
     stream,
 };
 use crate::{
+    access::internal,
     engine::{Engine, new_epoch},
     error::EngineError,
     job::index,
@@ -21,11 +22,7 @@ use crate::{
 
 /// On whose behalf: without a caller the internal one, who sees the whole tenant.
 fn caller_of(caller: Option<Caller>) -> Caller {
-    caller.unwrap_or_else(|| Caller {
-        tenant: "default".into(),
-        subject: "internal".into(),
-        whole_tenant: true,
-    })
+    caller.unwrap_or_else(|| Caller { whole_tenant: true, ..internal() })
 }
 
 /// Where the caller's schedule of this name is, or that of `owner` if the caller may see it.
