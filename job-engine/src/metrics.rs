@@ -17,7 +17,11 @@ use self::{
     kinds::Kinds,
     peek::{PeekKind, Step},
 };
-use crate::{job::machine::millis, registry::Load, schedule::Outcome};
+use crate::{
+    job::{index, machine::millis},
+    registry::Load,
+    schedule::Outcome,
+};
 
 mod kinds;
 mod peek;
@@ -30,6 +34,10 @@ const EVENTS: [&str; 8] =
 
 /// What becomes of schedules' firings.
 const FIRINGS: [&str; 4] = ["fired", "skipped", "missed", "refused"];
+
+/// The indexes whose members are counted, in the order of [`Now::counts`] and of their gauges.
+pub const COUNTED: [&str; 5] =
+    [index::ALL_JOBS, index::LEASES, index::SCHEDULED, index::CANCELS, index::FIRINGS];
 
 /// Histograms and their buckets.
 const BUCKETS: &[(&str, &[f64])] = &[
@@ -65,8 +73,7 @@ pub struct Metrics {
     slots_used: Gauge,
     generation: Gauge,
     reconnects: Counter,
-    jobs: [Gauge; 4],
-    schedules: Gauge,
+    counts: [Gauge; COUNTED.len()],
     firings: [Counter; FIRINGS.len()],
     lateness: Histogram,
 }
@@ -111,15 +118,14 @@ pub struct Now {
     pub generation: u64,
     /// Connections to the log's server made after the first, see `Store::reconnects`.
     pub reconnects: u64,
-    /// Jobs in the whole log: kept, leased, scheduled, asked to stop; unknown when the log does not answer.
-    pub jobs: Option<[u64; 4]>,
-    /// Schedules in the whole log that wait for an instant; unknown when the log does not answer.
-    pub schedules: Option<u64>,
+    /// How many members each of [`COUNTED`] has in the whole log; unknown when the log does not answer.
+    pub counts: Option<[u64; COUNTED.len()]>,
 }
 
 impl Metrics {
     /// Metrics of an engine on the `store` named so.
     pub fn new(store: &'static str) -> Self {
+        let jobs = |state| gauge("tidegate_engine_jobs", "Jobs in the whole log.", &[("state", state)]);
         let recorder = Arc::new(Recorder::new("engine", env!("CARGO_PKG_VERSION"), BUCKETS));
         recorder.clone().with(|| Self {
             kinds: Kinds::default(),
@@ -190,13 +196,13 @@ impl Metrics {
                 "Grows when the log's server was replaced or emptied.",
                 &[],
             ),
-            jobs: ["kept", "leased", "scheduled", "cancelling"]
-                .map(|state| gauge("tidegate_engine_jobs", "Jobs in the whole log.", &[("state", state)])),
-            schedules: gauge(
-                "tidegate_engine_schedules",
-                "Schedules in the whole log that are not paused.",
-                &[],
-            ),
+            counts: [
+                jobs("kept"),
+                jobs("leased"),
+                jobs("scheduled"),
+                jobs("cancelling"),
+                gauge("tidegate_engine_schedules", "Schedules in the whole log that are not paused.", &[]),
+            ],
             firings: FIRINGS.map(|f| {
                 counter(
                     "tidegate_engine_schedule_firings_total",
@@ -296,11 +302,8 @@ impl Metrics {
         self.slots_used.set(now.load.used as f64);
         self.generation.set(now.generation as f64);
         self.reconnects.absolute(now.reconnects);
-        for (gauge, value) in self.jobs.iter().zip(now.jobs.iter().flatten()) {
+        for (gauge, value) in self.counts.iter().zip(now.counts.iter().flatten()) {
             gauge.set(*value as f64);
-        }
-        if let Some(schedules) = now.schedules {
-            self.schedules.set(schedules as f64);
         }
         self.recorder.render()
     }
@@ -361,7 +364,7 @@ mod tests {
         metrics.committed(&Committed::of(&draft.commit()).unwrap());
         metrics.waited("demo", Duration::from_secs(1));
         metrics.upkeep();
-        let text = metrics.render(&Now { jobs: Some([1, 0, 0, 0]), ..Now::default() });
+        let text = metrics.render(&Now { counts: Some([1, 0, 0, 0, 2]), ..Now::default() });
         for line in [
             "tidegate_engine_jobs_submitted_total{kind=\"demo\"} 1",
             "tidegate_engine_attempts_total{kind=\"demo\"} 1",
@@ -374,6 +377,7 @@ mod tests {
             "tidegate_engine_events_total{event=\"state\"} 2",
             "tidegate_engine_events_total{event=\"complete\"} 1",
             "tidegate_engine_jobs{state=\"kept\"} 1",
+            "tidegate_engine_schedules 2",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }

@@ -32,7 +32,7 @@ use crate::{
     job::index,
     kinds::Kinds,
     measured::Measured,
-    metrics::{Metrics, Now},
+    metrics::{COUNTED, Metrics, Now},
     registry::Registry,
     rpc::Services,
     schedule,
@@ -270,18 +270,15 @@ async fn readiness(engine: &Engine, vitals: &Vitals) -> Result<(), String> {
 
 /// What the gauges show.
 async fn now(engine: &Engine) -> Now {
-    let extents = [index::ALL_JOBS, index::LEASES, index::SCHEDULED, index::CANCELS, index::FIRINGS]
-        .map(|i| Extent::Index(i.into()));
+    let extents = COUNTED.map(|index| Extent::Index(index.into()));
     let counted = tokio::time::timeout(COUNT_WITHIN, engine.store.count(extents.into())).await;
-    let (jobs, schedules) = match counted.ok().and_then(Result::ok).as_deref() {
-        Some(&[kept, leased, scheduled, cancelling, schedules]) => {
-            (Some([kept, leased, scheduled, cancelling]), Some(schedules))
-        }
-        _ => (None, None),
-    };
     let store = &engine.store;
-    let (load, generation, reconnects) = (engine.registry.load(), store.generation(), store.reconnects());
-    Now { load, generation, reconnects, jobs, schedules }
+    Now {
+        load: engine.registry.load(),
+        generation: store.generation(),
+        reconnects: store.reconnects(),
+        counts: counted.ok().and_then(Result::ok).and_then(|counts| counts.try_into().ok()),
+    }
 }
 
 /// What the admin port shows.
