@@ -83,7 +83,8 @@ pub async fn bind(config: &Config, auth: Option<Authenticator>) -> anyhow::Resul
     };
     let grpc = listen(config.grpc_listen, "--grpc-listen").await?;
     let admin = listen(config.admin_listen, "--engine-admin-listen").await?;
-    let admin_token = config.admin_token_file.as_deref().map(AdminToken::file).transpose()?;
+    // Whether it holds one now, was asked where everything else that may be wrong was.
+    let admin_token = config.admin_token_file.as_deref().map(AdminToken::later);
     let metrics = Arc::new(Metrics::new(if config.log.in_redis() { "redis" } else { "embedded" }));
     let engine = Arc::new(Engine {
         store: Arc::new(Measured::new(open_log(&config.log).await?, metrics.clone())),
