@@ -9,7 +9,7 @@ use axum::{
     extract::{Path, Query, State, rejection::QueryRejection},
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 use tidegate_proto::{
     limits::MAX_INPUT_BYTES,
@@ -18,7 +18,6 @@ use tidegate_proto::{
         RetryJobRequest, SubmitJobRequest,
     },
 };
-use tonic::Status;
 use utoipa::{
     IntoParams, ToSchema,
     openapi::{
@@ -36,7 +35,7 @@ use crate::{
     problem::Problem,
     routes::App,
 };
-pub(crate) use body::{Body, json, parse};
+pub(crate) use body::{Body, json, made, parse, present, query};
 use submission::Submission;
 pub(crate) use submission::{Options, Seconds};
 
@@ -162,10 +161,7 @@ pub(crate) async fn submit(
         app.engine.call_once(request, submit).await
     }?;
     let job = present(answer.job)?;
-    let status = if answer.created { StatusCode::CREATED } else { StatusCode::OK };
-    let location =
-        HeaderValue::from_str(&format!("/api/jobs/{}", job.job_id)).map_err(|_| Problem::Internal)?;
-    Ok((status, [(header::LOCATION, location)], json(&JobView::from(&job))).into_response())
+    made(answer.created, &format!("/api/jobs/{}", job.job_id), &JobView::from(&job))
 }
 
 /// List one's jobs
@@ -178,9 +174,9 @@ pub(crate) async fn submit(
 pub(crate) async fn list(
     State(app): State<App>,
     May(caller): Reader,
-    query: Result<Query<Listing>, QueryRejection>,
+    listing: Result<Query<Listing>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let Query(listing) = query.map_err(|e| Problem::invalid(&e.body_text()))?;
+    let listing = query(listing)?;
     let mut states = Vec::new();
     for name in listing.status.split(',').filter(|name| !name.is_empty()) {
         let state = JobState::from_short_name(name);
@@ -297,11 +293,6 @@ pub(crate) async fn get(app: &App, caller: &Caller, job_id: &JobId) -> Result<Jo
     let request = GetJobRequest { caller: caller.proto(), job_id: job_id.to_string() };
     let answer = app.engine.call(request, |mut client, r| async move { client.get_job(r).await }).await?;
     present(answer.job)
-}
-
-/// The job that an answer must carry.
-fn present(job: Option<Job>) -> Result<Job, Problem> {
-    job.ok_or_else(|| Status::internal("an answer without its job").into())
 }
 
 #[cfg(test)]

@@ -8,19 +8,18 @@ use axum::{
     extract::{Path, Query, State, rejection::QueryRejection},
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, StatusCode, header};
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tidegate_proto::v1::{
     DeleteScheduleRequest, GetScheduleRequest, ListSchedulesRequest, Overlap, PutScheduleRequest, Schedule,
 };
-use tonic::Status;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     caller::{Controller, May, Reader, Submitter},
     engine::Schedules,
-    jobs::{Body, Options, Seconds, json, parse},
+    jobs::{Body, Options, Seconds, json, made, parse, present, query},
     openapi::Problems,
     problem::Problem,
     routes::App,
@@ -149,10 +148,7 @@ pub(crate) async fn put(
     let put = |mut client: Schedules, r| async move { client.put_schedule(r).await };
     let answer = app.engine.ask(request, put, true).await?;
     let schedule = present(answer.schedule)?;
-    let status = if answer.created { StatusCode::CREATED } else { StatusCode::OK };
-    let location = HeaderValue::from_str(&format!("/api/schedules/{}", schedule.name));
-    let location = [(header::LOCATION, location.map_err(|_| Problem::Internal)?)];
-    Ok((status, location, json(&ScheduleView::from(&schedule))).into_response())
+    made(answer.created, &format!("/api/schedules/{}", schedule.name), &ScheduleView::from(&schedule))
 }
 
 /// Show a schedule
@@ -215,13 +211,4 @@ pub(crate) async fn delete(
     let delete = |mut client: Schedules, r| async move { client.delete_schedule(r).await };
     app.engine.ask(request, delete, false).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-fn query<T>(given: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
-    given.map(|Query(query)| query).map_err(|rejection| Problem::invalid(&rejection.body_text()))
-}
-
-/// The schedule that an answer must carry.
-fn present(schedule: Option<Schedule>) -> Result<Schedule, Problem> {
-    schedule.ok_or_else(|| Status::internal("an answer without its schedule").into())
 }

@@ -1,16 +1,17 @@
-//! JSON in and out: bodies within their limit, parsed strictly, and answers that nobody stores.
+//! JSON in and out: bodies within their limit and queries, parsed strictly, and answers that nobody stores.
 
 use std::convert::Infallible;
 
 use axum::{
-    extract::{FromRequest, Request},
+    extract::{FromRequest, Query, Request, rejection::QueryRejection},
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use http::header;
+use http::{HeaderValue, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::error::Category;
+use tonic::Status;
 
 use crate::{problem::Problem, routes::MAX_BODY_BYTES};
 
@@ -65,6 +66,23 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
             None => Problem::invalid(message),
         }
     })
+}
+
+/// The parameters of a query.
+pub(crate) fn query<T>(given: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
+    given.map(|Query(query)| query).map_err(|rejection| Problem::invalid(&rejection.body_text()))
+}
+
+/// What an answer of the engine must carry.
+pub(crate) fn present<T>(carried: Option<T>) -> Result<T, Problem> {
+    carried.ok_or_else(|| Status::internal("an answer without what was asked for").into())
+}
+
+/// The answer to a request that makes something unless it is there: what is there now, and where.
+pub(crate) fn made(is_new: bool, place: &str, value: &impl Serialize) -> Result<Response, Problem> {
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    let location = HeaderValue::from_str(place).map_err(|_| Problem::Internal)?;
+    Ok((status, [(header::LOCATION, location)], json(value)).into_response())
 }
 
 /// A JSON response that is not to be stored: jobs change.
