@@ -174,25 +174,38 @@ async fn jobs(args: Jobs) -> Result<u8, Failure> {
     let client = client(&args.target)?;
     let status = args.status.iter().map(|s| s.to_ascii_uppercase()).collect::<Vec<_>>().join(",");
     let kind = args.kind.unwrap_or_default();
-    let mut out = io::stdout();
-    let mut left = args.limit;
-    let mut page = String::new();
     if !args.json {
         writeln!(
-            out,
+            io::stdout(),
             "{:36}  {:10}  {:>5}  {:24}  {:16}  MESSAGE",
-            "JOB", "STATUS", "DONE", "CREATED", "KIND"
+            "JOB",
+            "STATUS",
+            "DONE",
+            "CREATED",
+            "KIND"
         )?;
     }
+    let filters = [("status", &*status), ("kind", &kind)];
+    list(&client, "jobs", &filters, args.limit, |job| if args.json { visible_json(job) } else { row(job) })
+        .await
+}
+
+/// Prints what a list of the API has, `most` of it, an item a line.
+pub(crate) async fn list(
+    client: &Client,
+    name: &str,
+    filters: &[(&str, &str)],
+    most: usize,
+    line: impl Fn(&Value) -> String,
+) -> Result<u8, Failure> {
+    let (mut out, mut left, mut page) = (io::stdout(), most, String::new());
     while left > 0 {
         let limit = left.min(200).to_string();
-        let query = [("limit", &*limit), ("cursor", &page), ("status", &status), ("kind", &kind)];
-        let answer = client.call(client.query(Method::GET, &["api", "jobs"], &query)).await?;
-        let jobs = answer["jobs"].as_array().map(Vec::as_slice).unwrap_or_default();
-        for job in jobs.iter().take(left) {
+        let query = [&[("limit", &*limit), ("cursor", &page)], filters].concat();
+        let answer = client.call(client.query(Method::GET, &["api", name], &query)).await?;
+        for item in answer[name].as_array().map(Vec::as_slice).unwrap_or_default().iter().take(left) {
             left -= 1;
-            let line = if args.json { visible_json(job) } else { row(job) };
-            writeln!(out, "{line}")?;
+            writeln!(out, "{}", line(item))?;
         }
         match answer["next"].as_str() {
             Some(next) if !next.is_empty() && next != page => page = next.to_owned(),

@@ -9,7 +9,7 @@ use serde_json::{Value, value::RawValue};
 
 use crate::{
     args::{JobOptions, Target},
-    commands::{client, read_input},
+    commands::{client, list, read_input},
     exit::Failure,
     text::visible_json,
     view::payload,
@@ -126,7 +126,7 @@ struct Wanted<'a> {
 pub async fn run(command: Schedule) -> Result<u8, Failure> {
     match command {
         Schedule::Put(args) => put(&args).await,
-        Schedule::List(args) => list(&args).await,
+        Schedule::List(args) => all(&args).await,
         Schedule::Show(one) => {
             let answer = ask(Method::GET, &one).await?;
             writeln!(io::stdout(), "{}", visible_json(format_args!("{answer:#}")))?;
@@ -154,24 +154,15 @@ async fn put(args: &Put) -> Result<u8, Failure> {
     Ok(0)
 }
 
-async fn list(args: &List) -> Result<u8, Failure> {
+async fn all(args: &List) -> Result<u8, Failure> {
     let client = client(&args.target)?;
-    let (mut out, mut page) = (io::stdout(), String::new());
     if !args.json {
-        writeln!(out, "{:24}  {:24}  {:24}  {:16}  CRON", "SCHEDULE", "NEXT", "LAST", "KIND")?;
+        writeln!(io::stdout(), "{:24}  {:24}  {:24}  {:16}  CRON", "SCHEDULE", "NEXT", "LAST", "KIND")?;
     }
-    loop {
-        let query = [("limit", "200"), ("cursor", &*page)];
-        let answer = client.call(client.query(Method::GET, &["api", "schedules"], &query)).await?;
-        for schedule in answer["schedules"].as_array().map(Vec::as_slice).unwrap_or_default() {
-            let line = if args.json { visible_json(schedule) } else { row(schedule) };
-            writeln!(out, "{line}")?;
-        }
-        match answer["next"].as_str() {
-            Some(next) if !next.is_empty() && next != page => page = next.to_owned(),
-            _ => return Ok(0),
-        }
-    }
+    list(&client, "schedules", &[], usize::MAX, |schedule| {
+        if args.json { visible_json(schedule) } else { row(schedule) }
+    })
+    .await
 }
 
 async fn ask(method: Method, one: &One) -> Result<Value, Failure> {
