@@ -15,26 +15,36 @@ M = 'job=~"$job", instance=~"$instance"'
 RATE = "[$__rate_interval]"
 
 
+def of(metric, matchers=""):
+    return f"{metric}{{{M}, {matchers}}}" if matchers else f"{metric}{{{M}}}"
+
+
+def summed(by):
+    return f"sum by ({by})" if by else "sum"
+
+
 def rate(metric, by="", matchers=""):
     """The per-second rate of a counter, summed."""
-    of = f"{M}, {matchers}" if matchers else M
-    return f"sum{f' by ({by})' if by else ''} (rate({metric}{{{of}}}{RATE}))"
+    return f"{summed(by)} (rate({of(metric, matchers)}{RATE}))"
+
+
+def total(metric, by="", matchers=""):
+    return f"{summed(by)} ({of(metric, matchers)})"
+
+
+def each(sums, metric, label):
+    """A line for each value of the label; `sums` is `rate` or `total`."""
+    return [(sums(metric, label), f"{{{{{label}}}}}")]
 
 
 def quantile(q, metric, by="", matchers=""):
     """A quantile of a histogram, over all replicas."""
-    of = f"{M}, {matchers}" if matchers else M
-    return f"histogram_quantile({q}, sum by (le{f', {by}' if by else ''}) (rate({metric}_bucket{{{of}}}{RATE})))"
+    return f"histogram_quantile({q}, {rate(f'{metric}_bucket', f'le, {by}' if by else 'le', matchers)})"
 
 
 def quantiles(metric, by="", matchers=""):
     legend = f" {{{{{by}}}}}" if by else ""
     return [(quantile(q, metric, by, matchers), f"p{int(q * 100)}{legend}") for q in (0.5, 0.99)]
-
-
-def total(metric, by="", matchers=""):
-    of = f"{M}, {matchers}" if matchers else M
-    return f"sum{f' by ({by})' if by else ''} ({metric}{{{of}}})"
 
 
 def stat(title, description, expr, unit="short", warn=None, bad=None, falling=False):
@@ -239,13 +249,11 @@ DASHBOARDS = {
                 0.8,
                 0.95,
             ),
-            graph(
-                "Jobs that ended", "By outcome, per second.", [(rate(E + "jobs_finished_total", "outcome"), "{{outcome}}")], "ops"
-            ),
+            graph("Jobs that ended", "By outcome, per second.", each(rate, E + "jobs_finished_total", "outcome"), "ops"),
             graph(
                 "Queue wait", "From being queued to being given to a worker.", quantiles(E + "queue_wait_seconds"), "s", 30, 60
             ),
-            graph("Open streams", "By gateway.", [(total(G + "streams", "instance"), "{{instance}}")]),
+            graph("Open streams", "By gateway.", each(total, G + "streams", "instance")),
             graph(
                 "Delivery lag",
                 "From an event's time to a viewer's connection.",
@@ -282,11 +290,11 @@ DASHBOARDS = {
         "Streams",
         "The edge: who watches, how fast it reaches them, and why streams end.",
         [
-            graph("Open streams", "By gateway.", [(total(G + "streams", "instance"), "{{instance}}")]),
+            graph("Open streams", "By gateway.", each(total, G + "streams", "instance")),
             graph(
                 "Open streams by protocol",
                 "Over HTTP/1.1 a browser has six connections to a host, all tabs together; over h2 streams share one.",
-                [(total(G + "streams", "protocol"), "{{protocol}}")],
+                each(total, G + "streams", "protocol"),
             ),
             graph(
                 "Delivery lag",
@@ -299,20 +307,20 @@ DASHBOARDS = {
             graph(
                 "Opened",
                 "By what became of the cursor; trimmed and reset streams begin with a gap.",
-                [(rate(G + "streams_opened_total", "outcome"), "{{outcome}}")],
+                each(rate, G + "streams_opened_total", "outcome"),
                 "ops",
             ),
-            graph("Closed", "By reason.", [(rate(G + "streams_closed_total", "reason"), "{{reason}}")], "ops"),
+            graph("Closed", "By reason.", each(rate, G + "streams_closed_total", "reason"), "ops"),
             graph(
                 "Refused",
                 "Requests by the problem that was told; unauthenticated: nobody knows the credential.",
-                [(rate(G + "problems_total", "problem"), "{{problem}}")],
+                each(rate, G + "problems_total", "problem"),
                 "ops",
             ),
             graph(
                 "Limits reached",
                 "Requests, streams and connections refused, by limit.",
-                [(rate(G + "refused_total", "policy"), "{{policy}}")],
+                each(rate, G + "refused_total", "policy"),
                 "ops",
             ),
             graph("Time to open", "How long opening a stream takes.", quantiles(G + "open_seconds"), "s", 0.5, 1),
@@ -320,16 +328,16 @@ DASHBOARDS = {
             graph(
                 "Events",
                 "Handed to viewers, per second, by gateway.",
-                [(rate(G + "events_total", "instance"), "{{instance}}")],
+                each(rate, G + "events_total", "instance"),
                 "ops",
             ),
             graph(
                 "Bytes",
                 "Handed to viewers, per second, by gateway.",
-                [(rate(G + "bytes_total", "instance"), "{{instance}}")],
+                each(rate, G + "bytes_total", "instance"),
                 "Bps",
             ),
-            graph("Upstreams", "Logs that gateways follow at engines.", [(total(G + "upstreams", "instance"), "{{instance}}")]),
+            graph("Upstreams", "Logs that gateways follow at engines.", each(total, G + "upstreams", "instance")),
             graph(
                 "Sharing",
                 "Logs opened, and requests that joined one that was open, per second.",
@@ -350,7 +358,7 @@ DASHBOARDS = {
             graph(
                 "Breaks",
                 "Upstreams that broke and were resumed, per second; viewers see nothing of it.",
-                [(rate(G + "upstream_breaks_total", "instance"), "{{instance}}")],
+                each(rate, G + "upstream_breaks_total", "instance"),
                 "ops",
                 1,
             ),
@@ -363,9 +371,7 @@ DASHBOARDS = {
                 ],
                 "ops",
             ),
-            graph(
-                "Rings", "Bytes of events kept for all viewers.", [(total(G + "ring_bytes", "instance"), "{{instance}}")], "bytes"
-            ),
+            graph("Rings", "Bytes of events kept for all viewers.", each(total, G + "ring_bytes", "instance"), "bytes"),
             graph(
                 "Open files",
                 "Share of the open files that the system allows.",
@@ -380,7 +386,7 @@ DASHBOARDS = {
         "Jobs and workers",
         "What is submitted, how long it waits and runs, and who runs it.",
         [
-            graph("Submitted", "By kind, per second.", [(rate(E + "jobs_submitted_total", "kind"), "{{kind}}")], "ops"),
+            graph("Submitted", "By kind, per second.", each(rate, E + "jobs_submitted_total", "kind"), "ops"),
             graph(
                 "Ended",
                 "By kind and outcome, per second.",
@@ -400,8 +406,8 @@ DASHBOARDS = {
                     (total(E + "worker_slots_used"), "in use"),
                 ],
             ),
-            graph("Workers", "Connected, by engine.", [(total(E + "workers", "instance"), "{{instance}}")]),
-            graph("Workers by kind", "Connected workers that offer a kind.", [(total(E + "kind_workers", "kind"), "{{kind}}")]),
+            graph("Workers", "Connected, by engine.", each(total, E + "workers", "instance")),
+            graph("Workers by kind", "Connected workers that offer a kind.", each(total, E + "kind_workers", "kind")),
             graph(
                 "Attempts and retries",
                 "Per second.",
@@ -416,20 +422,20 @@ DASHBOARDS = {
             graph(
                 "Firings of schedules",
                 "Per second, by what became of them; missed: too late to be made up for, or refused.",
-                [(rate(E + "schedule_firings_total", "outcome"), "{{outcome}}")],
+                each(rate, E + "schedule_firings_total", "outcome"),
                 "ops",
             ),
             graph(
                 "Leases that expired",
                 "Workers that gave no sign of life, per second.",
-                [(rate(E + "leases_expired_total", "instance"), "{{instance}}")],
+                each(rate, E + "leases_expired_total", "instance"),
                 "ops",
                 0.01,
             ),
             graph(
                 "Reports",
                 "By what the worker was told; lease_lost: refused, because the job is no longer its own.",
-                [(rate(E + "reports_total", "result"), "{{result}}")],
+                each(rate, E + "reports_total", "result"),
                 "ops",
             ),
             graph(
@@ -443,7 +449,7 @@ DASHBOARDS = {
             graph(
                 "Attempts that ended, as workers see it",
                 "By outcome, per second; released: given back, lost: with their lease.",
-                [(rate(W + "jobs_ended_total", "outcome"), "{{outcome}}")],
+                each(rate, W + "jobs_ended_total", "outcome"),
                 "ops",
             ),
             graph(
@@ -479,18 +485,18 @@ DASHBOARDS = {
                 0.1,
                 0.25,
             ),
-            graph("Calls", "Per second, by call.", [(rate(E + "log_call_seconds_count", "call"), "{{call}}")], "ops"),
-            graph("Errors", "Calls that failed, per second.", [(rate(E + "log_errors_total", "call"), "{{call}}")], "ops", 0.01),
+            graph("Calls", "Per second, by call.", each(rate, E + "log_call_seconds_count", "call"), "ops"),
+            graph("Errors", "Calls that failed, per second.", each(rate, E + "log_errors_total", "call"), "ops", 0.01),
             graph(
                 "Conflicts",
                 "Commits that somebody else was faster than, per second.",
-                [(rate(E + "log_conflicts_total", "instance"), "{{instance}}")],
+                each(rate, E + "log_conflicts_total", "instance"),
                 "ops",
             ),
-            graph("Events", "Stored per second, by type.", [(rate(E + "events_total", "event"), "{{event}}")], "ops"),
-            graph("Bytes", "Of events stored per second.", [(rate(E + "event_bytes_total", "instance"), "{{instance}}")], "Bps"),
+            graph("Events", "Stored per second, by type.", each(rate, E + "events_total", "event"), "ops"),
+            graph("Bytes", "Of events stored per second.", each(rate, E + "event_bytes_total", "instance"), "Bps"),
             graph("Jobs kept", "Until their retention ends.", [(f'max (tidegate_engine_jobs{{{M}, state="kept"}})', "kept")]),
-            graph("Followed logs", "By engine.", [(total(E + "watches", "instance"), "{{instance}}")]),
+            graph("Followed logs", "By engine.", each(total, E + "watches", "instance")),
             graph(
                 "Follower lag",
                 "From an event's time to its being sent to a gateway.",
@@ -502,7 +508,7 @@ DASHBOARDS = {
             graph(
                 "Lost hints",
                 "Reconnects of the subscription, and overruns; followers then look by themselves.",
-                [(rate(E + "hints_lost_total", "instance"), "{{instance}}")],
+                each(rate, E + "hints_lost_total", "instance"),
                 "ops",
                 0.01,
             ),
@@ -519,12 +525,12 @@ DASHBOARDS = {
             graph(
                 "Log generation",
                 "A step up: Redis was restarted, replaced or emptied, and may have lost something.",
-                [(total(E + "log_generation", "instance"), "{{instance}}")],
+                each(total, E + "log_generation", "instance"),
             ),
             graph(
                 "Runtime",
                 "Tasks that wait for a thread: more than a few for long means too little CPU.",
-                [(total("tidegate_runtime_queue", "instance"), "{{instance}}")],
+                each(total, "tidegate_runtime_queue", "instance"),
             ),
         ],
     ),
