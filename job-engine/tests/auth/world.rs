@@ -172,6 +172,7 @@ impl Worker {
 pub(crate) async fn ping(requests: mpsc::Sender<WorkRequest>) {
     let ping = WorkRequest { message: Some(work_request::Message::Ping(Ping {})) };
     while requests.send(ping.clone()).await.is_ok() {
+        // How often a worker gives a sign of life, not something that is waited for.
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

@@ -33,6 +33,7 @@ async fn j27_a_stall_of_five_seconds_is_survived_by_everybody() {
     kill(server.id(), Signal::SIGSTOP).expect("the server stops");
     let begun = Instant::now();
     let awake = tokio::spawn(async move {
+        // This is the stall itself: nothing but time makes it.
         tokio::time::sleep(Duration::from_secs(5)).await;
         kill(server.id(), Signal::SIGCONT).expect("the server goes on");
         server
@@ -114,7 +115,9 @@ async fn j27_a_demoted_master_is_unavailable_until_it_is_master_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn j27_a_server_that_is_busy_with_a_script_is_waited_for() {
     let server = RedisServer::start_with(&["--busy-reply-threshold", "50"]);
-    let store = connect(&server).await;
+    let proxy = Proxy::to(server.port()).await;
+    let store = RedisStore::connect(&RedisOptions::new(proxy.url())).await.expect("redis-server answers");
+    let store: Arc<dyn Store> = Arc::new(store);
     let at = must(&*store, commit("a", absent("e"), "1", &["1"])).await;
     let port = server.port();
     let script = std::thread::spawn(move || {
@@ -128,8 +131,8 @@ async fn j27_a_server_that_is_busy_with_a_script_is_waited_for() {
         let store = store.clone();
         async move { must(&*store, commit("a", Expect::At(at), "2", &["2"])).await }
     });
-    // It is refused meanwhile, more than once.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = proxy.refusals();
+    eventually("it is refused more than once", async || (proxy.refusals() >= before + 2).then_some(())).await;
     assert!(!commit.is_finished());
     server.command("SCRIPT KILL").expect("a reply");
     assert_eq!(commit.await.expect("no panic"), head(2, "e"));

@@ -1,7 +1,13 @@
 //! A TCP proxy that can be cut, can swallow everything in silence, and can lead elsewhere.
 #![allow(dead_code)] // shared by tests that each use a part of it
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -23,6 +29,7 @@ struct Shared {
     target: Mutex<u16>,
     paused: watch::Sender<bool>,
     connections: Mutex<JoinSet<()>>,
+    refusals: AtomicUsize,
 }
 
 impl Proxy {
@@ -31,7 +38,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (target, paused) = (Mutex::new(port), watch::channel(false).0);
-        let shared = Arc::new(Shared { target, paused, connections: Mutex::default() });
+        let (connections, refusals) = (Mutex::default(), AtomicUsize::new(0));
+        let shared = Arc::new(Shared { target, paused, connections, refusals });
         let accepting = shared.clone();
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
@@ -42,8 +50,8 @@ impl Proxy {
                     let Ok(far) = TcpStream::connect(("127.0.0.1", target)).await else { return };
                     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
                     tokio::select! {
-                        () = copy(&shared, near_in, far_out) => {}
-                        () = copy(&shared, far_in, near_out) => {}
+                        () = copy(&shared, near_in, far_out, |_| ()) => {}
+                        () = copy(&shared, far_in, near_out, |answer| shared.note(answer)) => {}
                     }
                 });
             }
@@ -64,6 +72,11 @@ impl Proxy {
         self.shared.paused.send_replace(paused);
     }
 
+    /// How many answers were errors so far, of those that came alone.
+    pub(crate) fn refusals(&self) -> usize {
+        self.shared.refusals.load(Ordering::Relaxed)
+    }
+
     /// Cuts every connection, in the middle of whatever it carries.
     pub(crate) fn cut(&self) {
         self.shared.connections.lock().abort_all();
@@ -76,6 +89,12 @@ impl Proxy {
     }
 }
 
+impl Shared {
+    fn note(&self, answer: &[u8]) {
+        self.refusals.fetch_add(usize::from(answer.starts_with(b"-")), Ordering::Relaxed);
+    }
+}
+
 /// Returns when things may pass.
 async fn passed(shared: &Shared) {
     let mut paused = shared.paused.subscribe();
@@ -83,12 +102,13 @@ async fn passed(shared: &Shared) {
     let _ = paused.wait_for(|paused| !paused).await;
 }
 
-async fn copy(shared: &Shared, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+async fn copy(shared: &Shared, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, note: impl Fn(&[u8])) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         passed(shared).await;
         let Ok(n @ 1..) = from.read(&mut buffer).await else { return };
         passed(shared).await;
+        note(&buffer[..n]);
         if to.write_all(&buffer[..n]).await.is_err() {
             return;
         }
