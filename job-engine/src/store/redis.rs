@@ -20,6 +20,7 @@ mod cluster;
 mod committer;
 mod confirm;
 mod connection;
+mod errors;
 mod hints;
 mod inspect;
 mod keys;
@@ -27,6 +28,7 @@ mod origin;
 mod partition;
 mod server;
 mod slots;
+mod spread;
 mod tail;
 
 use std::{
@@ -52,6 +54,7 @@ use change::Change;
 use keys::Keys;
 use partition::{Common, Partition, Scripts};
 use server::Server;
+use spread::{apart, gather};
 
 /// What a report or a submission survives once it was answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,47 +161,6 @@ impl RedisStore {
     }
 }
 
-/// Gathers up to `n` members from partitions: each is asked for its share, then those that had as many as that for what
-/// is missing. One that fails is left out, unless all do.
-async fn gather<'p, F>(
-    mut parts: Vec<&'p Partition>,
-    n: usize,
-    ask: impl Fn(&'p Partition, usize) -> F,
-) -> Result<Vec<String>, StoreError>
-where
-    F: Future<Output = Result<Vec<String>, StoreError>>,
-{
-    let (mut found, mut answered, mut failure) = (Vec::new(), parts.is_empty(), None);
-    while found.len() < n && !parts.is_empty() {
-        let missing = n - found.len();
-        let later = parts.split_off(missing.min(parts.len()));
-        let (share, more) = (missing / parts.len(), missing % parts.len());
-        let shares = (0..parts.len()).map(|i| share + usize::from(i < more));
-        let asked: Vec<_> = parts.into_iter().zip(shares).collect();
-        let answers = join_all(asked.iter().map(|&(part, share)| ask(part, share))).await;
-        parts = later;
-        for ((part, share), answer) in asked.into_iter().zip(answers) {
-            match answer {
-                Ok(members) => {
-                    answered = true;
-                    if members.len() >= share {
-                        parts.push(part);
-                    }
-                    found.extend(members);
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "a part of the log is left out");
-                    failure = Some(error);
-                }
-            }
-        }
-    }
-    match failure {
-        Some(error) if !answered => Err(error),
-        _ => Ok(found),
-    }
-}
-
 impl Store for RedisStore {
     fn commit(&self, commit: Commit) -> Answer<'_, CommitOutcome> {
         Box::pin(async move {
@@ -239,7 +201,12 @@ impl Store for RedisStore {
             if let [only] = &self.partitions[..] {
                 return if streams.is_empty() { Ok(Vec::new()) } else { only.load(&streams).await };
             }
-            self.apart(streams, |partition, streams| async move { partition.load(&streams).await }).await
+            apart(
+                &self.partitions,
+                streams,
+                |partition, streams| async move { partition.load(&streams).await },
+            )
+            .await
         })
     }
 
@@ -289,7 +256,10 @@ impl Store for RedisStore {
         let index = index.to_owned();
         Box::pin(async move {
             let (index, give_up) = (&index, self.give_up());
-            self.apart(members, |partition, members| partition.renew(index, members, after, give_up)).await
+            apart(&self.partitions, members, |partition, members| {
+                partition.renew(index, members, after, give_up)
+            })
+            .await
         })
     }
 
@@ -344,41 +314,6 @@ impl Store for RedisStore {
 
     fn is_whole(&self) -> bool {
         self.partitions.len() == 1 || self.partitions.iter().all(Partition::is_up)
-    }
-}
-
-impl RedisStore {
-    /// Asks each partition about those of the names that are its, and answers in the order of the names.
-    async fn apart<'s, T, F>(
-        &'s self,
-        names: Vec<String>,
-        ask: impl Fn(&'s Partition, Vec<String>) -> F,
-    ) -> Result<Vec<T>, StoreError>
-    where
-        F: Future<Output = Result<Vec<T>, StoreError>>,
-    {
-        let mut places = vec![(Vec::new(), Vec::new()); self.partitions.len()];
-        let total = names.len();
-        for (i, name) in names.into_iter().enumerate() {
-            let (numbers, names) = &mut places[slots::partition(&name, self.partitions.len())];
-            numbers.push(i);
-            names.push(name);
-        }
-        let concerned =
-            places.into_iter().zip(&self.partitions).filter(|((numbers, _), _)| !numbers.is_empty());
-        let asked = concerned.map(|((numbers, names), partition)| {
-            let answer = ask(partition, names);
-            async move { Ok::<_, StoreError>((numbers, answer.await?)) }
-        });
-        let mut found: Vec<(usize, T)> = Vec::with_capacity(total);
-        for (numbers, answers) in try_join_all(asked).await? {
-            found.extend(numbers.into_iter().zip(answers));
-        }
-        found.sort_unstable_by_key(|(i, _)| *i);
-        if found.len() < total {
-            return Err(StoreError::Damaged("the server answered less than it was asked".into()));
-        }
-        Ok(found.into_iter().map(|(_, answer)| answer).collect())
     }
 }
 

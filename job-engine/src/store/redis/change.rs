@@ -8,11 +8,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use redis::{Cmd, RedisWrite as _, Value};
 
-use super::{
-    connection::{Script, typed},
-    keys::Keys,
-    millis, snapshot,
-};
+use super::{connection::Script, errors::typed, keys::Keys, millis, snapshot};
 use crate::store::{CommitOutcome, Head, IndexChange, StoreError};
 
 /// A commit, or a deletion when it has no events.

@@ -6,7 +6,7 @@
 
 use redis::{RedisError, aio::MultiplexedConnection, cmd};
 
-use super::{Acknowledge, connection::typed};
+use super::{Acknowledge, errors::typed};
 use crate::store::StoreError;
 
 /// What a server says of itself; what it does not say is absent.

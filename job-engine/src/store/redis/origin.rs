@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use redis::{Value, aio::MultiplexedConnection, cmd};
 use tokio::sync::watch;
 
-use super::{connection::typed, inspect::Facts};
+use super::{errors::typed, inspect::Facts};
 use crate::store::StoreError;
 
 /// What is known of the log's origin.
