@@ -37,7 +37,7 @@ pub enum Error {
     /// What is to be presented is no token.
     #[error("{0} is no token: one line of printable ASCII")]
     BadToken(String),
-    /// The file of certificates to trust holds none.
+    /// The file of certificates to trust holds none, or there is nobody to trust.
     #[error("--ca {0}")]
     BadCa(String),
     /// The server cannot be trusted, or does not speak TLS.
@@ -110,6 +110,12 @@ impl Client {
         let encrypted = base.scheme() == "https";
         if !(encrypted || base.scheme() == "http") || base.host().is_none() {
             return Err(bad("it must begin with http:// or https://".into()));
+        }
+        if let Some(ca) = ca.filter(|_| !encrypted) {
+            return Err(Error::BadCa(format!(
+                "{} (TIDEGATE_CA) says whose certificates are trusted, and {server} is not encrypted: use https://, or leave it out",
+                ca.display()
+            )));
         }
         let trusted = ca.map(certificates).transpose()?.unwrap_or_default();
         let mut http = reqwest::Client::builder()
@@ -336,5 +342,8 @@ mod tests {
         for bad in no_certificates {
             assert!(matches!(Client::trusting("https://a", Some(bad)), Err(Error::BadCa(_))), "{bad:?}");
         }
+        // Whoever says whom to trust does not want to talk to just anybody.
+        let plain = Client::trusting("http://a", Some(Path::new("ca.pem"))).unwrap_err().to_string();
+        assert!(plain.starts_with("--ca ca.pem ") && plain.contains("use https://"), "{plain}");
     }
 }
