@@ -1,6 +1,6 @@
 //! `tidegate doctor` finds what a real nginx does to event streams, and nothing where there is nothing.
 
-use std::{fs, path::PathBuf, process::Output};
+use std::{fs, path::PathBuf, process::Output, time::Duration};
 
 use futures_util::future::join_all;
 use serde_json::Value;
@@ -33,9 +33,10 @@ const PLANTED: [(&str, &str, &str); 3] = [
 type Expected = Option<(&'static str, &'static str, &'static str)>;
 
 /// Servers with TLS: whether they offer HTTP/2, and what is found.
-const ENCRYPTED: [(&str, Expected); 5] = [
+const ENCRYPTED: [(&str, Expected); 6] = [
     (" http2", None),
     ("", Some(("http", "warning", "does not offer h2 by ALPN"))),
+    (" http2", Some(("tls", "warning", "it ends in 5 days"))),
     (" http2", Some(("tls", "FAULT", "certificate has expired"))),
     (" http2", Some(("tls", "FAULT", "certificate is self-signed"))),
     (" http2", Some(("tls", "FAULT", "not for this name"))),
@@ -80,6 +81,7 @@ async fn e38_the_doctor_finds_each_planted_fault_and_no_other() {
     let certificates = [
         authority.sign("localhost"),
         authority.sign("localhost"),
+        authority.sign_for("localhost", Duration::from_secs(6 * 24 * 3600 - 60)),
         authority.sign_expired("localhost"),
         certificates::self_signed("localhost"),
         authority.sign("tidegate.example"),

@@ -121,6 +121,8 @@ impl Client {
         let mut http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
+            // So that the doctor sees the certificate.
+            .tls_info(true)
             // A token is for the server that was named, and so is what is trusted.
             .redirect(Policy::none())
             .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")));

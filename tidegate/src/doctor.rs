@@ -4,6 +4,7 @@
 //! and what happens in silence; then it cancels and deletes the job. [`stream`] measures, [`findings`] judges, purely. It
 //! sees what lies between itself and the gateway: run it where the browsers are.
 
+mod certificate;
 mod findings;
 mod redis;
 mod stream;
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use reqwest::{Method, header};
+use reqwest::{Method, header, tls::TlsInfo};
 use serde_json::{Value, json};
 
 use self::findings::{Finding, Level};
@@ -49,9 +50,11 @@ pub(crate) async fn run(args: &args::Doctor, client: &Client) -> Result<u8, Fail
         answer => client.accepted(answer?).await?,
     };
     let encrypted = answer.url().scheme() == "https";
-    found.extend(encrypted.then(|| Finding::well("tls", "the certificate is trusted, and for this name")));
+    let now = SystemTime::now();
+    let shown = answer.extensions().get::<TlsInfo>().and_then(TlsInfo::peer_certificate);
+    found.extend(encrypted.then(|| findings::certificate(shown.and_then(certificate::validity), now)));
     let headers = answer.headers().clone();
-    found.push(findings::clock(&headers, SystemTime::now()));
+    found.push(findings::clock(&headers, now));
     let offers: Value = answer.json().await.map_err(|error| client.foreign(error.to_string()))?;
     match submit(args, client, &offers["kinds"]).await? {
         None => found.push(Finding::fault(

@@ -1,6 +1,9 @@
 //! A certificate authority of one's own, and what it signs, in files.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use tempfile::TempDir;
@@ -41,6 +44,13 @@ impl Authority {
     pub(crate) fn sign_expired(&self, name: &str) -> Certificate {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        self.signed(&params)
+    }
+
+    /// A certificate for `name` that is good for `left` still.
+    pub(crate) fn sign_for(&self, name: &str, left: Duration) -> Certificate {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_after = (SystemTime::now() + left).into();
         self.signed(&params)
     }
 

@@ -1,6 +1,9 @@
 //! What measurements mean, and what to do about it. Pure.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    ops::Range,
+    time::{Duration, SystemTime},
+};
 
 use reqwest::{
     Version,
@@ -8,9 +11,12 @@ use reqwest::{
 };
 
 use super::stream::{Measured, PATIENCE, Silence};
+use crate::tls::Fault;
 
 /// How far clocks may be apart: more than the second in which headers tell the time, and what a request takes.
 const SKEW: Duration = Duration::from_secs(5);
+/// How long before its end a certificate should have been renewed, if a third of its time is not less.
+const RENEWED: Duration = Duration::from_secs(14 * 24 * 3600);
 /// How long an event may take from the job to here.
 const LATE: Duration = Duration::from_secs(2);
 
@@ -62,6 +68,22 @@ impl Finding {
 
     pub(super) fn fault(check: &'static str, what: impl Into<String>, advice: &'static str) -> Self {
         Self { level: Level::Fault, ..Self::warning(check, what, advice) }
+    }
+}
+
+/// Whether the certificate, which is trusted, will go on to be; those between it and the authority are not looked at.
+pub(super) fn certificate(validity: Option<Range<SystemTime>>, now: SystemTime) -> Finding {
+    const WELL: &str = "the certificate is trusted, and for this name";
+    let times = validity.and_then(|Range { start, end }| {
+        Some((end.duration_since(now).ok()?, end.duration_since(start).ok()?))
+    });
+    match times {
+        Some((left, whole)) if left < RENEWED.min(whole / 3) => {
+            let hours = left.as_secs() / 3600;
+            let left = if hours < 48 { format!("{hours} hours") } else { format!("{} days", hours / 24) };
+            Finding::warning("tls", format!("{WELL}, but it ends in {left}"), Fault::Expired.advice())
+        }
+        _ => Finding::well("tls", WELL),
     }
 }
 
@@ -275,6 +297,26 @@ mod tests {
         assert_eq!((ahead.level, ahead.what.contains("60 s ahead of")), (Level::Fault, true), "{ahead:?}");
         assert!(clock(&date, then + Duration::from_secs(60)).what.contains("60 s behind"));
         assert_eq!(clock(&HeaderMap::new(), then).level, Level::Left);
+    }
+
+    #[test]
+    fn a_certificate_that_should_have_been_renewed_is_told() {
+        let day = Duration::from_secs(24 * 3600);
+        let now = SystemTime::UNIX_EPOCH + 20_000 * day;
+        let judge = |age: u32, left: u32| certificate(Some(now - age * day..now + left * day), now);
+        for (age, left, level) in [
+            (76, 14, Level::Well),
+            (77, 13, Level::Warning),
+            (350, 15, Level::Well),
+            // Some have six days in all.
+            (4, 2, Level::Well),
+            (5, 1, Level::Warning),
+        ] {
+            assert_eq!(judge(age, left).level, level, "{age} {left}");
+        }
+        assert!(judge(77, 13).what.ends_with("ends in 13 days"));
+        assert!(judge(5, 1).what.ends_with("ends in 24 hours"));
+        assert_eq!(certificate(None, now).level, Level::Well);
     }
 
     #[test]
