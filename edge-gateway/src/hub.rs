@@ -59,7 +59,6 @@ use self::{
     user::User,
 };
 use crate::{
-    drain::Drain,
     metrics::Metrics,
     problem::Problem,
     sse::{self, Goodbye},
@@ -109,7 +108,6 @@ pub(crate) struct Hub {
     /// Rung when the last user leaves.
     deserted: Notify,
     metrics: Arc<Metrics>,
-    drain: Drain,
 }
 
 /// How far a hub has come.
@@ -180,7 +178,7 @@ struct Place {
 }
 
 impl Hub {
-    fn new(job_id: Arc<str>, history: History, metrics: Arc<Metrics>, drain: Drain) -> Self {
+    fn new(job_id: Arc<str>, history: History, metrics: Arc<Metrics>) -> Self {
         let state = State {
             ring: Ring::new(1),
             epoch: Arc::from(""),
@@ -206,7 +204,6 @@ impl Hub {
             users: AtomicUsize::new(0),
             deserted: Notify::new(),
             metrics,
-            drain,
         }
     }
 

@@ -5,6 +5,7 @@ pub(crate) mod bundle;
 use std::convert::Infallible;
 
 use axum::{
+    Extension,
     body::Body,
     extract::{Path, Query, State},
     response::{IntoResponse, Response},
@@ -25,6 +26,7 @@ use crate::{
     openapi::ProblemsOfJob,
     problem::Problem,
     routes::App,
+    serve::Offer,
     sse,
 };
 
@@ -63,7 +65,7 @@ pub(crate) async fn follow(
     State(app): State<App>,
     May(caller): Reader,
     client: Client,
-    (method, version): (Method, Version),
+    (method, version, offer): Opening,
     Path(job_id): Path<String>,
     query: Result<Query<Resume>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
@@ -81,15 +83,18 @@ pub(crate) async fn follow(
     if method == Method::HEAD {
         // Headers only, and no subscription; whether the job exists they do tell.
         jobs::get(&app, &caller, &job_id).await?;
-        return Ok(stream(Body::empty()));
+        return Ok(stream(Response::default()));
     }
     let attach = async |permit| {
         let stream = StreamId::random();
         let viewer = app.registry.attach(&caller, job_id.as_str(), &position, stream, Some(permit)).await?;
         Ok(viewer.map(|viewer| viewer.over(version)))
     };
-    open(&app, client, &caller, accept, attach).await
+    open(&app, client, &caller, accept, offer, attach).await
 }
+
+/// What of a request decides how its stream is sent.
+type Opening = (Method, Version, Option<Extension<Offer>>);
 
 /// Takes a slot for a stream, and answers with the body that `attach` gives it; 204 if there is none, because the end
 /// of all has been seen.
@@ -98,6 +103,7 @@ async fn open<B>(
     client: Client,
     caller: &Caller,
     accept: Accept,
+    offer: Option<Extension<Offer>>,
     attach: impl AsyncFnOnce(StreamPermit) -> Result<Option<B>, Problem>,
 ) -> Result<Response, Problem>
 where
@@ -109,7 +115,10 @@ where
     };
     match opened.await {
         Ok((Some(body), standing)) => {
-            let mut response = stream(Body::new(body));
+            let mut response = stream(match offer {
+                Some(Extension(offer)) => offer.take(body),
+                None => Response::new(Body::new(body)),
+            });
             response.extensions_mut().insert(standing);
             Ok(response)
         }
@@ -138,7 +147,7 @@ pub(crate) fn refusal(problem: Problem, request: &Parts) -> Response {
 /// What an EventSource is told of a refusal that passes: any other status would stop it for ever.
 fn passing(problem: &Problem, accept: Accept) -> Option<Response> {
     let reason = problem.goodbye().filter(|_| accept == Accept::StreamAlone)?;
-    let mut response = stream(Body::from(sse::goodbye(reason, problem.retry_ms()?)));
+    let mut response = stream(Response::new(Body::from(sse::goodbye(reason, problem.retry_ms()?))));
     response.extensions_mut().insert(problem.slug());
     if let Problem::QuotaExceeded(refusal) = problem {
         response.extensions_mut().insert(refusal.standing.clone());
@@ -147,8 +156,7 @@ fn passing(problem: &Problem, accept: Accept) -> Option<Response> {
 }
 
 /// A response that no cache keeps, no proxy buffers and no filter transforms.
-fn stream(body: Body) -> Response {
-    let mut response = Response::new(body);
+fn stream(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));

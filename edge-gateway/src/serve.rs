@@ -5,6 +5,7 @@
 //! connection although hyper has no write timeout.
 
 mod groups;
+mod handover;
 
 use std::{
     future::poll_fn,
@@ -17,7 +18,7 @@ use std::{
 };
 
 use axum::Router;
-use http::Request;
+use http::{Request, Version};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -43,7 +44,9 @@ use crate::{
     limits::{ConnectionPermit, Limiter},
     tls::Tls,
 };
-use groups::Groups;
+use groups::{Connection, Groups};
+pub(crate) use handover::Offer;
+use handover::carry;
 
 /// Connections that the kernel keeps for us while we are busy; a wave of reconnects must not see refusals.
 const BACKLOG: i32 = 4096;
@@ -133,10 +136,10 @@ pub(crate) async fn accept(
                 // One address too many is closed without a word: an answer would cost what the cap saves.
                 let Some(counted) = door.admit(addr.ip()) else { continue };
                 let (router, tls, drain) = (router.clone(), door.tls.clone(), drain.clone());
-                connections.drive(async move {
-                    serve(stream, addr, tls, router, limits.head, &drain).await;
-                    drop((permit, counted));
-                });
+                let place = (permit, counted);
+                connections.drive(Connection::new(async move {
+                    serve(stream, addr, tls, router, limits.head, &drain, place).await
+                }));
             }
             // That connection failed, not the listener.
             Err(error)
@@ -154,7 +157,7 @@ pub(crate) async fn accept(
     }
 }
 
-/// Serves one connection to its end.
+/// Serves one connection to its end, or to where it carries a stream; `place` is kept until it closes.
 async fn serve(
     stream: TcpStream,
     addr: SocketAddr,
@@ -162,31 +165,35 @@ async fn serve(
     router: Router,
     head: Duration,
     drain: &Drain,
-) {
+    place: impl Send + 'static,
+) -> Option<Connection> {
     if let Err(error) = tune(&stream) {
         tracing::debug!(%error, "a connection could not be tuned");
     }
     let peer = Peer { addr, tls: tls.is_some() };
     match tls {
         None => {
-            let Ok(Ok(http2)) = timeout(head, is_http2(&stream)).await else { return };
-            talk(stream, http2, peer, router, head, drain).await;
+            let Ok(Ok(http2)) = timeout(head, is_http2(&stream)).await else { return None };
+            talk(stream, http2, peer, router, head, drain, place).await
         }
         // Apart, on the heap: a plain connection must not be as large as an encrypted one.
         Some(tls) => {
             let encrypted = async {
                 match timeout(head, tls.accept(stream)).await {
-                    Ok(Ok((stream, http2))) => talk(stream, http2, peer, router, head, drain).await,
-                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-                    Err(_) => {}
+                    Ok(Ok((stream, http2))) => talk(stream, http2, peer, router, head, drain, place).await,
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "a TLS handshake failed");
+                        None
+                    }
+                    Err(_) => None,
                 }
             };
-            Box::pin(encrypted).await;
+            Box::pin(encrypted).await
         }
     }
 }
 
-/// Speaks HTTP over a stream that carries nothing else.
+/// Speaks HTTP over a stream that carries nothing else; answers how it goes on if an answer takes it over.
 async fn talk(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     http2: bool,
@@ -194,12 +201,18 @@ async fn talk(
     router: Router,
     head: Duration,
     drain: &Drain,
-) {
+    place: impl Send + 'static,
+) -> Option<Connection> {
+    let offer = Offer::default();
+    let offered = offer.clone();
     let service = ServiceBuilder::new().map_request(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
+        if request.version() == Version::HTTP_11 {
+            request.extensions_mut().insert(offered.clone());
+        }
         request
     });
-    let (io, service) = (TokioIo::new(stream), TowerToHyperService::new(service.service(router)));
+    let service = TowerToHyperService::new(service.service(router));
     let ended = if http2 {
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -210,7 +223,7 @@ async fn talk(
             .max_header_list_size(HTTP2_HEAD)
             .max_pending_accept_reset_streams(RESETS)
             .max_local_error_reset_streams(ERRORS)
-            .serve_connection(io, service);
+            .serve_connection(TokioIo::new(stream), service);
         let mut connection = Box::pin(connection);
         drained(drain, connection.as_mut(), |c, cx| c.poll(cx), |c| c.graceful_shutdown()).await
     } else {
@@ -220,12 +233,33 @@ async fn talk(
             .max_buf_size(HTTP1_BUFFER)
             // One copy of a small frame costs less than a vectored write of its chunk's three parts.
             .writev(false)
-            .serve_connection(io, service);
-        drained(drain, pin!(connection), |c, cx| c.poll(cx), |c| c.graceful_shutdown()).await
+            .serve_connection(TokioIo::new(offer.watch(stream)), service);
+        // On the heap, which it leaves when a stream takes the socket.
+        let mut connection = Box::new(connection);
+        let poll = |c: Pin<&mut _>, cx: &mut Context<'_>| match http1::Connection::poll(c, cx) {
+            Poll::Ready(ended) => Poll::Ready(ended.map(|()| None)),
+            Poll::Pending => offer.taken().map_or(Poll::Pending, |stream| Poll::Ready(Ok(Some(stream)))),
+        };
+        match drained(drain, Pin::new(&mut *connection), poll, |c| c.graceful_shutdown()).await {
+            Ok(Some(stream)) => {
+                let carried = carry(connection.into_parts().io.into_inner().into_inner(), stream);
+                return Some(Connection::new(async move {
+                    if let Err(error) = carried.await {
+                        tracing::debug!(%error, "a stream was cut");
+                    }
+                    drop(place);
+                    None
+                }));
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early"); // clients leave; that is no fault of ours
     }
+    drop(place);
+    None
 }
 
 /// Drives a connection; once the drain begins, it finishes what is open and closes.

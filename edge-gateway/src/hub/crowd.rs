@@ -28,14 +28,17 @@ pub(crate) struct Crowd {
 
 /// 64 slots under one lock.
 #[derive(Debug, Default)]
-struct Shard(Mutex<Slots>);
+struct Shard {
+    /// Who is asked to leave, one bit a slot; written under the lock, and looked at with every frame without it.
+    leaving: AtomicU64,
+    slots: Mutex<Slots>,
+}
 
-/// Which slots are taken, sleep, and are asked to leave: one bit a slot.
+/// Which slots are taken, and which sleep: one bit a slot.
 #[derive(Debug, Default)]
 struct Slots {
     taken: u64,
     armed: u64,
-    leaving: u64,
     /// Kept while a viewer stays, because its waker hardly ever changes.
     wakers: Vec<Option<Waker>>,
 }
@@ -63,12 +66,12 @@ impl Crowd {
     /// Takes a free slot.
     pub(crate) fn join(&self) -> Slot {
         for shard in self.shards.read().iter() {
-            if let Some(bit) = shard.0.lock().take() {
+            if let Some(bit) = shard.slots.lock().take() {
                 return Slot { shard: Arc::clone(shard), bit };
             }
         }
         let shard = Arc::<Shard>::default();
-        let bit = shard.0.lock().take().unwrap_or_default(); // a new shard has a free slot
+        let bit = shard.slots.lock().take().unwrap_or_default(); // a new shard has a free slot
         self.shards.write().push(Arc::clone(&shard));
         Slot { shard, bit }
     }
@@ -79,7 +82,7 @@ impl Crowd {
         // Shard by shard by number: shards are only ever added, and a viewer in a newer one has seen the version.
         let mut number = 0;
         while let Some(shard) = self.shard(number) {
-            let mut slots = shard.0.lock();
+            let mut slots = shard.slots.lock();
             let mut armed = std::mem::take(&mut slots.armed);
             while armed != 0 {
                 let bit = armed.trailing_zeros() as usize;
@@ -94,7 +97,7 @@ impl Crowd {
 
     /// How many viewers there are.
     pub(crate) fn len(&self) -> usize {
-        self.shards.read().iter().map(|shard| shard.0.lock().taken.count_ones() as usize).sum()
+        self.shards.read().iter().map(|shard| shard.slots.lock().taken.count_ones() as usize).sum()
     }
 
     /// Asks up to `limit` viewers who were not asked yet to leave; answers how many were.
@@ -104,12 +107,12 @@ impl Crowd {
         while let Some(shard) = self.shard(number)
             && dismissed < limit
         {
-            let mut slots = shard.0.lock();
-            let mut staying = slots.taken & !slots.leaving;
+            let mut slots = shard.slots.lock();
+            let mut staying = slots.taken & !shard.leaving.load(Ordering::Relaxed);
             while staying != 0 && dismissed < limit {
                 let bit = staying.trailing_zeros() as usize;
                 staying &= staying - 1;
-                slots.dismiss(bit);
+                shard.dismiss(&mut slots, bit);
                 dismissed += 1;
             }
             number += 1;
@@ -134,11 +137,13 @@ impl Slots {
         }
         Some(bit)
     }
+}
 
-    fn dismiss(&mut self, bit: usize) {
-        self.leaving |= 1 << bit;
-        self.armed &= !(1 << bit);
-        if let Some(waker) = &self.wakers[bit] {
+impl Shard {
+    fn dismiss(&self, slots: &mut Slots, bit: usize) {
+        self.leaving.fetch_or(1 << bit, Ordering::Release);
+        slots.armed &= !(1 << bit);
+        if let Some(waker) = &slots.wakers[bit] {
             waker.wake_by_ref();
         }
     }
@@ -147,8 +152,8 @@ impl Slots {
 impl Slot {
     /// Sleeps until the crowd is woken, unless its version is no longer `seen`: then answers false, and the caller looks again.
     pub(crate) fn arm(&self, crowd: &Crowd, waker: &Waker, seen: u64) -> bool {
-        let mut slots = self.shard.0.lock();
-        if crowd.version() != seen || slots.leaving & (1 << self.bit) != 0 {
+        let mut slots = self.shard.slots.lock();
+        if crowd.version() != seen || self.leaving() {
             return false;
         }
         slots.armed |= 1 << self.bit;
@@ -161,7 +166,7 @@ impl Slot {
 
     /// Leaves word whom to wake when the viewer is asked to leave, while it waits for something else.
     pub(crate) fn remember(&self, waker: &Waker) {
-        let mut slots = self.shard.0.lock();
+        let mut slots = self.shard.slots.lock();
         match &mut slots.wakers[self.bit] {
             Some(known) if known.will_wake(waker) => {}
             unknown => *unknown = Some(waker.clone()),
@@ -180,24 +185,24 @@ impl Slot {
 
     /// Whether the viewer was asked to leave.
     pub(crate) fn leaving(&self) -> bool {
-        self.shard.0.lock().leaving & (1 << self.bit) != 0
+        self.shard.leaving.load(Ordering::Acquire) & (1 << self.bit) != 0
     }
 }
 
 impl Leaver {
     /// Asks.
     pub(crate) fn dismiss(&self) {
-        self.shard.0.lock().dismiss(self.bit);
+        self.shard.dismiss(&mut self.shard.slots.lock(), self.bit);
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut slots = self.shard.0.lock();
+        let mut slots = self.shard.slots.lock();
         let mask = !(1 << self.bit);
         slots.taken &= mask;
         slots.armed &= mask;
-        slots.leaving &= mask;
+        self.shard.leaving.fetch_and(mask, Ordering::Relaxed);
         let waker = slots.wakers[self.bit].take();
         drop(slots);
         drop(waker); // may drop a task: not under the lock

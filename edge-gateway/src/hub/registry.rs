@@ -168,7 +168,7 @@ impl Registry {
         let job_id: Arc<str> = Arc::from(job_id);
         let metrics = Arc::clone(&self.0.metrics);
         let history = History::new(Arc::clone(&job_id), self.0.engine.clone(), metrics.history_reads.clone());
-        let hub = Arc::new(Hub::new(Arc::clone(&job_id), history, metrics, self.0.drain.clone()));
+        let hub = Arc::new(Hub::new(Arc::clone(&job_id), history, metrics));
         let user = User::new(&hub);
         if hubs.living.len() > 2 * hubs.by_job.len() + 16 {
             hubs.living.retain(|hub| hub.strong_count() > 0);

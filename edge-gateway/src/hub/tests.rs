@@ -79,7 +79,7 @@ fn hub(first: u64) -> Arc<Hub> {
     let job_id: Arc<str> = Arc::from("job");
     let metrics = Arc::new(Metrics::new());
     let history = History::new(Arc::clone(&job_id), engine, metrics.history_reads.clone());
-    let hub = Arc::new(Hub::new(job_id, history, metrics, Drain::default()));
+    let hub = Arc::new(Hub::new(job_id, history, metrics));
     let job = Job { epoch: "e".into(), first_seq: first, last_seq: first - 1, ..Job::default() };
     hub.open(&job, &Cursor::new(first - 1, "e"));
     hub

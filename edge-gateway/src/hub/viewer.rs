@@ -29,23 +29,31 @@ use http::Version;
 use http_body::{Body, Frame};
 use tidegate_proto::cursor::Cursor;
 
-/// The body of one SSE response.
+/// The body of one SSE response. Small: what an event does not need is on the heap, so that a crowd's turn touches
+/// little memory.
 #[derive(Debug)]
 pub(crate) struct Viewer {
     hub: User,
-    /// How long it may stay. Before the slot, which must not be another's while the book still knows it.
-    tenure: Tenure,
+    /// Before the slot, which must not be another's while the book of tenures still knows it.
+    stay: Box<Stay>,
     slot: Slot,
     place: Place,
     /// What is sent before anything else: `connected`, and perhaps a `gap`.
-    greeting: Option<Bytes>,
+    greeting: Option<Box<Bytes>>,
     /// A page that the viewer waits for; never held while its socket is full.
-    reading: Option<(PageRead, Arc<str>)>,
-    opened: Instant,
+    reading: Option<Box<(PageRead, Arc<str>)>>,
     /// Whether it once had all there was: a viewer that then falls behind is slow.
     up_to_date: bool,
     /// Set with the last frame.
     closed: Option<&'static str>,
+}
+
+/// What lasts as long as the viewer.
+#[derive(Debug)]
+struct Stay {
+    /// How long it may stay.
+    tenure: Tenure,
+    opened: Instant,
     /// What it is counted as; nothing until [`Viewer::over`].
     version: Option<Version>,
     _permit: Option<StreamPermit>,
@@ -61,44 +69,40 @@ impl Viewer {
         greeting: Bytes,
         permit: Option<StreamPermit>,
     ) -> Self {
+        let stay = Stay { tenure, opened: Instant::now(), version: None, _permit: permit };
         Self {
             hub,
-            tenure,
+            stay: Box::new(stay),
             slot,
             place,
-            greeting: Some(greeting),
+            greeting: Some(Box::new(greeting)),
             reading: None,
-            opened: Instant::now(),
             up_to_date: false,
             closed: None,
-            version: None,
-            _permit: permit,
         }
     }
 
     /// Counts it as open, over this version of HTTP.
     pub(crate) fn over(mut self, version: Version) -> Self {
         self.hub.metrics.active(version).increment(1.0);
-        self.version = Some(version);
+        self.stay.version = Some(version);
         self
     }
 
     /// The next frames, the end, or a wait.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if let Some(greeting) = self.greeting.take() {
-            return Poll::Ready(Some(greeting));
+            return Poll::Ready(Some(*greeting));
         }
         if self.closed.is_some() {
             return Poll::Ready(None);
         }
         loop {
-            if let Some(reason) = self.tenure.ended() {
-                return self.leave(reason);
+            if self.slot.leaving() {
+                return self.leave(self.stay.tenure.ended().unwrap_or(Goodbye::Draining));
             }
-            if self.hub.drain.begun() && self.slot.leaving() {
-                return self.leave(Goodbye::Draining);
-            }
-            if let Some((read, epoch)) = &mut self.reading {
+            if let Some(reading) = &mut self.reading {
+                let (read, epoch) = &mut **reading;
                 match read.poll_unpin(cx) {
                     Poll::Pending => {
                         self.slot.remember(cx.waker());
@@ -127,7 +131,8 @@ impl Viewer {
                     if std::mem::take(&mut self.up_to_date) {
                         self.hub.metrics.slow.increment(1);
                     }
-                    self.reading = Some((self.hub.history.page(&epoch, self.place.cursor), epoch));
+                    let read = self.hub.history.page(&epoch, self.place.cursor);
+                    self.reading = Some(Box::new((read, epoch)));
                 }
                 Next::End(End::Goodbye(reason)) => return self.leave(reason),
                 Next::End(End::Finished) => {
@@ -188,7 +193,7 @@ impl Viewer {
     /// The last frame: why the stream ends.
     fn leave(&mut self, reason: Goodbye) -> Poll<Option<Bytes>> {
         self.closed = Some(reason.label());
-        let rest = if reason == Goodbye::Expired { self.tenure.rest() } else { 0 };
+        let rest = if reason == Goodbye::Expired { self.stay.tenure.rest() } else { 0 };
         Poll::Ready(Some(sse::goodbye(reason, jittered_retry() + rest)))
     }
 }
@@ -231,10 +236,10 @@ impl Body for Viewer {
 
 impl Drop for Viewer {
     fn drop(&mut self) {
-        if let Some(version) = self.version {
+        if let Some(version) = self.stay.version {
             self.hub.metrics.active(version).decrement(1.0);
         }
-        self.hub.metrics.lifetime.record(self.opened.elapsed());
+        self.hub.metrics.lifetime.record(self.stay.opened.elapsed());
         self.hub.metrics.closed(self.closed.unwrap_or("client-left"));
     }
 }

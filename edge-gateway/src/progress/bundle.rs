@@ -1,11 +1,10 @@
 //! `GET /api/progress?job=…&job=…`: the streams of several jobs on one connection.
 
 use axum::{
-    body::Body,
     extract::{Query, State, rejection::QueryRejection},
     response::Response,
 };
-use http::{HeaderMap, Method, Uri, Version};
+use http::{HeaderMap, Method, Uri};
 use utoipa::{
     IntoParams,
     openapi::{
@@ -14,7 +13,7 @@ use utoipa::{
     },
 };
 
-use super::{Accept, last_event_id, open, stream};
+use super::{Accept, Opening, last_event_id, open, stream};
 use crate::{
     caller::{May, Reader},
     client::Client,
@@ -45,7 +44,7 @@ pub(crate) async fn follow(
     State(app): State<App>,
     May(caller): Reader,
     client: Client,
-    (method, version): (Method, Version),
+    (method, version, offer): Opening,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -58,14 +57,14 @@ pub(crate) async fn follow(
     let first = query.iter().find(|(name, _)| matches!(&**name, "lastEventId" | "last_event_id"));
     let positions = positions(last_event_id(&headers, first.map(|(_, value)| &**value))?, jobs.len())?;
     if method == Method::HEAD {
-        return Ok(stream(Body::empty()));
+        return Ok(stream(Response::default()));
     }
     let jobs: Vec<&str> = jobs.iter().map(JobId::as_str).collect();
     let attach = async |permit| {
         let bundle = Bundle::open(&app.registry, &caller, &jobs, &positions, permit).await?;
         Ok(bundle.map(|bundle| bundle.over(version)))
     };
-    open(&app, client, &caller, accept, attach).await
+    open(&app, client, &caller, accept, offer, attach).await
 }
 
 /// What the query says, as the API document has it.
