@@ -31,7 +31,7 @@ const SHARED: usize = 64;
 
 /// A connection, from its first byte to its last, or to where it goes on as another future: what is needed to speak
 /// HTTP is more than what is needed to carry a stream.
-pub(super) struct Connection(Pin<Box<dyn Future<Output = Option<Self>> + Send>>);
+pub(super) struct Connection(pub(super) Pin<Box<dyn Future<Output = Option<Self>> + Send>>);
 
 impl Connection {
     pub(super) fn new(connection: impl Future<Output = Option<Self>> + Send + 'static) -> Self {
@@ -179,4 +179,39 @@ fn sit(seats: &mut Vec<Option<Seat>>, bells: &Arc<Bells>, connection: Connection
     let waker = Waker::from(Arc::new(Bell { all: Arc::clone(bells), bit }));
     seats[free] = Some(Seat::new(connection, waker));
     bit
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{sync::Barrier, task::yield_now, time::timeout};
+
+    use super::*;
+
+    /// Each of them waits for all others, so that none may be forgotten; and each goes on as another future.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn e36_each_connection_is_driven_and_a_panic_takes_only_its_own() {
+        const COUNT: usize = 1000;
+        let mut groups = Groups::new();
+        let barriers = Arc::new((Barrier::new(COUNT), Barrier::new(COUNT - 1)));
+        let ended = Arc::<AtomicUsize>::default();
+        for number in 0..COUNT {
+            let (barriers, ended) = (Arc::clone(&barriers), Arc::clone(&ended));
+            groups.drive(Connection::new(async move {
+                yield_now().await;
+                barriers.0.wait().await;
+                assert!(number != 7, "this panic is meant");
+                Some(Connection::new(async move {
+                    barriers.1.wait().await;
+                    ended.fetch_add(1, Ordering::Relaxed);
+                    None
+                }))
+            }));
+        }
+        assert_eq!(groups.groups.len(), COUNT.div_ceil(SHARED));
+        let all = groups.close().join_all();
+        timeout(Duration::from_secs(30), all).await.expect("all end");
+        assert_eq!(ended.load(Ordering::Relaxed), COUNT - 1);
+    }
 }

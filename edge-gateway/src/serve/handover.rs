@@ -232,3 +232,156 @@ fn poll_ignore(io: &mut (impl AsyncRead + Unpin), cx: &mut Context<'_>) -> Poll<
     ready!(Pin::new(io).poll_read(cx, &mut read))?;
     Poll::Ready(Ok(read.filled().len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, net::Ipv4Addr, time::Duration};
+
+    use axum::{Extension, Router, routing::get};
+    use proptest::prelude::*;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+        sync::oneshot,
+        task::JoinHandle,
+        time::timeout,
+    };
+
+    use super::*;
+    use crate::{client::Peer, drain::Drain, serve::talk};
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+    /// Frames, each of which waits once, and what hears that they are dropped.
+    struct Frames {
+        frames: VecDeque<Bytes>,
+        waited: bool,
+        ends: bool,
+        _gone: oneshot::Sender<()>,
+    }
+
+    impl http_body::Body for Frames {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            self.waited = !self.waited;
+            if self.waited {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            match self.frames.pop_front() {
+                None if !self.ends => Poll::Pending,
+                next => Poll::Ready(next.map(|frame| Ok(Frame::data(frame)))),
+            }
+        }
+    }
+
+    /// A connection whose every answer is these frames; the client's side takes `room` bytes before it blocks.
+    fn connect(
+        frames: &[&str],
+        ends: bool,
+        room: usize,
+    ) -> (DuplexStream, oneshot::Receiver<()>, JoinHandle<()>) {
+        let (client, server) = duplex(room);
+        let (gone, dropped) = oneshot::channel();
+        let frames = frames.iter().map(|frame| Bytes::copy_from_slice(frame.as_bytes())).collect();
+        let body = Frames { frames, waited: true, ends, _gone: gone };
+        let body = Arc::new(Mutex::new(Some(body)));
+        let handler = async move |Extension(offer): Extension<Offer>| offer.take(body.lock().take().unwrap());
+        let router = Router::new().route("/", get(handler));
+        let served = tokio::spawn(async move {
+            let peer = Peer { addr: (Ipv4Addr::LOCALHOST, 1).into(), tls: false };
+            let mut next = talk(server, false, peer, router, DEADLINE, &Drain::default(), ()).await;
+            while let Some(connection) = next {
+                next = connection.0.await;
+            }
+        });
+        (client, dropped, served)
+    }
+
+    /// What a client sees to the end, in sips of `sip` bytes: the head, and the frames.
+    async fn read_all(mut client: DuplexStream, sip: usize) -> (String, Vec<String>) {
+        let (mut seen, mut space) = (Vec::new(), vec![0; sip]);
+        loop {
+            match timeout(DEADLINE, client.read(&mut space)).await.expect("in time").unwrap() {
+                0 => break,
+                read => seen.extend_from_slice(&space[..read]),
+            }
+        }
+        let seen = String::from_utf8(seen).unwrap();
+        let (head, mut chunks) = seen.split_once("\r\n\r\n").expect("a whole head");
+        let mut frames = Vec::new();
+        loop {
+            let (len, rest) = chunks.split_once("\r\n").expect("the length of a chunk");
+            let len = usize::from_str_radix(len, 16).unwrap();
+            let (frame, rest) = rest.split_at(len);
+            chunks = rest.strip_prefix("\r\n").expect("the end of a chunk");
+            if len == 0 {
+                assert_eq!(chunks, "", "nothing after the end");
+                return (head.into(), frames);
+            }
+            frames.push(frame.into());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// However little the socket takes at once, also of the head.
+        #[test]
+        fn e31_nothing_is_lost_or_doubled_where_the_socket_changes_hands(
+            frames in proptest::collection::vec("[a-z:\r\n]{0,40}", 0..40), room in 1usize..400, sip in 1usize..200,
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let frames: Vec<&str> = frames.iter().map(String::as_str).collect();
+                let (mut client, _, served) = connect(&frames, true, room);
+                // The request may be larger than what the socket takes.
+                let (mut reads, mut writes) = tokio::io::split(client);
+                let sent = tokio::spawn(async move { writes.write_all(REQUEST).await.map(|()| writes) });
+                let first = reads.read_u8().await.unwrap();
+                client = reads.unsplit(sent.await.unwrap().unwrap());
+                let (head, seen) = read_all(client, sip).await;
+                assert_eq!(first, b'H');
+                assert!(head.starts_with("TTP/1.1 200 OK\r\n"), "{head}");
+                assert!(head.contains("connection: close") && head.contains("transfer-encoding: chunked"), "{head}");
+                let wanted: Vec<&str> = frames.into_iter().filter(|frame| !frame.is_empty()).collect();
+                assert_eq!(seen, wanted);
+                served.await.unwrap();
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn e37_a_client_that_leaves_is_noticed_while_nothing_is_sent() {
+        let (mut client, dropped, served) = connect(&["a"], false, 4096);
+        client.write_all(REQUEST).await.unwrap();
+        let mut space = [0; 4096];
+        while !space.starts_with(b"HTTP") {
+            assert!(client.read(&mut space).await.unwrap() > 0);
+        }
+        drop(client);
+        timeout(DEADLINE, dropped).await.expect("the stream is dropped").unwrap_err();
+        timeout(DEADLINE, served).await.expect("the connection ends").unwrap();
+    }
+
+    #[tokio::test]
+    async fn e34_what_follows_the_request_is_ignored_up_to_a_bound() {
+        let (mut client, mut dropped, served) = connect(&["a"], false, 64 * 1024);
+        client.write_all(REQUEST).await.unwrap();
+        client.write_all(&[b'x'; IGNORED / 2]).await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"1\r\na\r\n") {
+            assert!(client.read_buf(&mut seen).await.unwrap() > 0, "it goes on");
+        }
+        assert!(dropped.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
+        // More than is ignored, and than hyper may have taken before.
+        let _ = client.write_all(&[b'x'; IGNORED + 32 * 1024]).await;
+        timeout(DEADLINE, dropped).await.expect("the stream is dropped").unwrap_err();
+        timeout(DEADLINE, served).await.expect("the connection ends").unwrap();
+    }
+}
