@@ -164,13 +164,15 @@ impl Slot {
         true
     }
 
-    /// Leaves word whom to wake when the viewer is asked to leave, while it waits for something else.
-    pub(crate) fn remember(&self, waker: &Waker) {
+    /// Leaves word whom to wake when the viewer is asked to leave, while it waits for something else; answers false if it was
+    /// asked already.
+    pub(crate) fn remember(&self, waker: &Waker) -> bool {
         let mut slots = self.shard.slots.lock();
         match &mut slots.wakers[self.bit] {
             Some(known) if known.will_wake(waker) => {}
             unknown => *unknown = Some(waker.clone()),
         }
+        !self.leaving()
     }
 
     /// A way to ask this viewer to leave.

@@ -105,8 +105,10 @@ impl Viewer {
                 let (read, epoch) = &mut **reading;
                 match read.poll_unpin(cx) {
                     Poll::Pending => {
-                        self.slot.remember(cx.waker());
-                        return Poll::Pending;
+                        if self.slot.remember(cx.waker()) {
+                            return Poll::Pending;
+                        }
+                        continue;
                     }
                     Poll::Ready(outcome) => {
                         let epoch = Arc::clone(epoch);

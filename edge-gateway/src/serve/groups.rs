@@ -31,7 +31,10 @@ const SHARED: usize = 64;
 
 /// A connection, from its first byte to its last, or to where it goes on as another future: what is needed to speak
 /// HTTP is more than what is needed to carry a stream.
-pub(super) struct Connection(pub(super) Pin<Box<dyn Future<Output = Option<Self>> + Send>>);
+pub(super) struct Connection(pub(super) Driven);
+
+/// What is polled of a connection.
+type Driven = Pin<Box<dyn Future<Output = Option<Connection>> + Send>>;
 
 impl Connection {
     pub(super) fn new(connection: impl Future<Output = Option<Self>> + Send + 'static) -> Self {
@@ -123,7 +126,7 @@ impl Wake for Bell {
 
 /// A connection and its bell. A bell that is rung late, for who sat here before, costs a look and no more.
 struct Seat {
-    connection: CatchUnwind<AssertUnwindSafe<Pin<Box<dyn Future<Output = Option<Connection>> + Send>>>>,
+    connection: CatchUnwind<AssertUnwindSafe<Driven>>,
     waker: Waker,
 }
 
@@ -191,7 +194,7 @@ mod tests {
 
     /// Each of them waits for all others, so that none may be forgotten; and each goes on as another future.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn e36_each_connection_is_driven_and_a_panic_takes_only_its_own() {
+    async fn each_connection_is_driven_and_a_panic_takes_only_its_own() {
         const COUNT: usize = 1000;
         let mut groups = Groups::new();
         let barriers = Arc::new((Barrier::new(COUNT), Barrier::new(COUNT - 1)));

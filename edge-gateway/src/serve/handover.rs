@@ -6,7 +6,7 @@
 //! takes the [`Offer`], hyper sends the head and the first frame, and from there on [`carry`] writes the chunks.
 //!
 //! Invariants: the socket changes hands only when hyper has sent all that it was given, so nothing is lost or doubled
-//! at the seam; a frame is asked for only when the one before is with the kernel. The connection ends with its stream,
+//! at the seam; a frame is asked for only when the socket has taken the one before. The connection ends with its stream,
 //! and the head says so. HTTP/2 keeps to hyper: there a connection is many streams.
 
 use std::{
@@ -103,9 +103,12 @@ impl http_body::Body for Taken {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if std::mem::take(&mut self.first)
             && let Some(stream) = &mut self.stream
-            && let first @ Poll::Ready(Some(_)) = stream.as_mut().poll_frame(cx)
+            && let Poll::Ready(first) = stream.as_mut().poll_frame(cx)
         {
-            return first; // in one packet with the head
+            if first.is_none() {
+                self.stream = None;
+            }
+            return Poll::Ready(first); // in one packet with the head
         }
         if let Some(stream) = self.stream.take() {
             // What hyper has is in its buffer by now, and goes with what it flushes next.
@@ -183,7 +186,17 @@ pub(super) fn carry(
                     written => unsent.advance(written),
                 }
             }
-            let Some(frames) = &mut stream else { return Pin::new(&mut io).poll_shutdown(cx) };
+            unsent = Bytes::new(); // what is sent is not kept while nothing follows
+            let Some(frames) = &mut stream else {
+                ready!(Pin::new(&mut io).poll_shutdown(cx))?;
+                // A socket that is closed with something unread is reset, and the end lost with it.
+                while ignored <= IGNORED
+                    && let Poll::Ready(read @ 1..) = poll_ignore(&mut io, cx)?
+                {
+                    ignored += read;
+                }
+                return Poll::Ready(Ok(()));
+            };
             match frames.as_mut().poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     // An empty chunk would be the end.
@@ -370,7 +383,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn e34_what_follows_the_request_is_ignored_up_to_a_bound() {
+    async fn what_follows_the_request_is_ignored_up_to_a_bound() {
         let (mut client, mut dropped, served) = connect(&["a"], false, 64 * 1024);
         client.write_all(REQUEST).await.unwrap();
         client.write_all(&[b'x'; IGNORED / 2]).await.unwrap();
