@@ -11,6 +11,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     api::Client,
@@ -41,10 +42,12 @@ pub async fn watch(client: &Client, job_id: &str, options: &Options) -> Result<u
     let mut screen = Screen::new(options.json);
     let mut lost = false;
     let mut shown = None;
+    // One listener for all steps: one a step would miss a signal that comes while an event is shown.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let result = loop {
         let step = tokio::select! {
             step = follower.next() => step,
-            _ = tokio::signal::ctrl_c() => {
+            _ = interrupt.recv() => {
                 screen.close();
                 interrupted(client, job_id, follower.cursor());
                 return Ok(exit::INTERRUPTED);
