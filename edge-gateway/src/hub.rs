@@ -132,8 +132,8 @@ struct State {
     reset: (Bytes, u64),
     tenant: String,
     owner: String,
-    /// The time of the newest event in the ring.
-    newest: Option<prost_types::Timestamp>,
+    /// The time of the first event that was published last: it has waited longest of those that came together.
+    stored: Option<prost_types::Timestamp>,
     /// The oldest event kept, as far as known.
     first_kept: u64,
     /// The newest event stored, as far as known; the ring may still be on its way there.
@@ -173,8 +173,8 @@ struct Place {
     beats: u32,
     /// The crowd's version when there was nothing to send.
     seen: u64,
-    /// Set when what was sent last brought the viewer up to date: the time of the newest event.
-    newest: Option<prost_types::Timestamp>,
+    /// Set when what was sent last brought the viewer up to date: the time of the event in it that waited longest.
+    stored: Option<prost_types::Timestamp>,
 }
 
 impl Hub {
@@ -186,7 +186,7 @@ impl Hub {
             reset: (Bytes::new(), 0),
             tenant: String::new(),
             owner: String::new(),
-            newest: None,
+            stored: None,
             first_kept: 1,
             head: 0,
             status: JobState::Unspecified,
@@ -254,10 +254,10 @@ impl Hub {
             return;
         }
         let mut state = self.state.lock();
+        state.stored = batch.first().and_then(|(_, event)| event.time);
         for (frame, event) in batch.drain(..) {
             debug_assert_eq!(event.seq, state.ring.next(), "density is checked before publishing");
             state.ring.push(frame);
-            state.newest = event.time;
             if event.seq > state.head {
                 state.head = event.seq;
                 state.status = status_after(&event).unwrap_or(state.status);
@@ -328,7 +328,7 @@ impl Hub {
                 place.cursor = burst.last;
                 place.beats = state.beats;
                 if burst.last + 1 == state.ring.next() {
-                    place.newest = state.newest;
+                    place.stored = state.stored;
                     if state.end.is_none() {
                         place.seen = version;
                     }

@@ -275,7 +275,7 @@ async fn look(hub: &Hub, position: &Position) -> Result<(Plan, Place, Arc<str>, 
                 generation: state.generation,
                 beats: state.beats,
                 seen: Place::UNSEEN,
-                newest: None,
+                stored: None,
             };
             let status = state.status.short_name();
             (decide(position, view), place, state.ring.first(), Arc::clone(&state.epoch), status)

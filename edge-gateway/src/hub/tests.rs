@@ -37,7 +37,7 @@ impl Browser {
     fn attach(hub: &Arc<Hub>, after: u64) -> Self {
         let user = User::new(hub);
         let slot = hub.crowd.join();
-        let place = Place { cursor: after, generation: 0, beats: 0, seen: Place::UNSEEN, newest: None };
+        let place = Place { cursor: after, generation: 0, beats: 0, seen: Place::UNSEEN, stored: None };
         let tenures = Tenures::new(None, None);
         let tenure = tenures.enter(&Caller::anonymous(), &slot, StreamId::random(), &hub.job_id).unwrap();
         let viewer = Viewer::new(user, tenure, slot, place, Bytes::new(), Some(StreamPermit::alone()));

@@ -179,10 +179,10 @@ impl Viewer {
         }
     }
 
-    /// Measures how long the newest event took to get here. One viewer in 64 does: figures that all viewers of a crowd
+    /// Measures how long the oldest of what it is handed took to get here. One viewer in 64 does: figures that all viewers of a crowd
     /// touch would cost more than handing them the event.
     fn measure(&mut self) {
-        let Some(stored) = self.place.newest.take() else { return };
+        let Some(stored) = self.place.stored.take() else { return };
         // What it gets while it catches up was published before it came.
         if !std::mem::replace(&mut self.up_to_date, true) || !self.slot.is_first() {
             return;
