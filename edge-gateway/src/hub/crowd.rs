@@ -137,6 +137,14 @@ impl Slots {
         }
         Some(bit)
     }
+
+    /// Remembers whom to wake for a slot; hardly ever somebody else than before.
+    fn keep(&mut self, bit: usize, waker: &Waker) {
+        match &mut self.wakers[bit] {
+            Some(known) => known.clone_from(waker),
+            unknown => *unknown = Some(waker.clone()),
+        }
+    }
 }
 
 impl Shard {
@@ -157,10 +165,7 @@ impl Slot {
             return false;
         }
         slots.armed |= 1 << self.bit;
-        match &mut slots.wakers[self.bit] {
-            Some(known) if known.will_wake(waker) => {}
-            unknown => *unknown = Some(waker.clone()),
-        }
+        slots.keep(self.bit, waker);
         true
     }
 
@@ -168,10 +173,7 @@ impl Slot {
     /// asked already.
     pub(crate) fn remember(&self, waker: &Waker) -> bool {
         let mut slots = self.shard.slots.lock();
-        match &mut slots.wakers[self.bit] {
-            Some(known) if known.will_wake(waker) => {}
-            unknown => *unknown = Some(waker.clone()),
-        }
+        slots.keep(self.bit, waker);
         !self.leaving()
     }
 
