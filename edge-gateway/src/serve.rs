@@ -173,23 +173,32 @@ async fn serve(
     let peer = Peer { addr, tls: tls.is_some() };
     match tls {
         None => {
-            let Ok(Ok(http2)) = timeout(head, is_http2(&stream)).await else { return None };
+            let Some(Ok(http2)) = opened(is_http2(&stream), head, drain).await else { return None };
             talk(stream, http2, peer, router, head, drain, place).await
         }
         // Apart, on the heap: a plain connection must not be as large as an encrypted one.
         Some(tls) => {
             let encrypted = async {
-                match timeout(head, tls.accept(stream)).await {
-                    Ok(Ok((stream, http2))) => talk(stream, http2, peer, router, head, drain, place).await,
-                    Ok(Err(error)) => {
+                match opened(tls.accept(stream), head, drain).await? {
+                    Ok((stream, http2)) => talk(stream, http2, peer, router, head, drain, place).await,
+                    Err(error) => {
                         tracing::debug!(%error, "a TLS handshake failed");
                         None
                     }
-                    Err(_) => None,
                 }
             };
             Box::pin(encrypted).await
         }
+    }
+}
+
+/// What comes before HTTP; nothing if the client takes too long, or has not got this far when the drain begins: browsers
+/// open connections on which they may never say a word, and no drain waits for those.
+async fn opened<T>(begin: impl Future<Output = T>, head: Duration, drain: &Drain) -> Option<T> {
+    tokio::select! {
+        biased;
+        begun = timeout(head, begin) => begun.ok(),
+        () = drain.wait() => None,
     }
 }
 
@@ -279,6 +288,10 @@ async fn drained<C, T>(
             registered = true;
             if begun.as_mut().poll(cx).is_ready() {
                 told = true;
+                // A request that is here already is answered.
+                if let ended @ Poll::Ready(_) = poll(connection.as_mut(), cx) {
+                    return ended;
+                }
                 shut(connection.as_mut());
             }
         }
@@ -321,7 +334,23 @@ async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
+
+    #[tokio::test]
+    async fn e41_a_request_that_is_here_when_the_drain_begins_is_answered() {
+        let (mut client, server) = tokio::io::duplex(4096);
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let drain = Drain::default();
+        drain.begin();
+        let peer = Peer { addr: ([127, 0, 0, 1], 1).into(), tls: false };
+        let router = Router::new().fallback(async || "answer");
+        assert!(talk(server, false, peer, router, Duration::from_secs(30), &drain, ()).await.is_none());
+        let mut seen = String::new();
+        client.read_to_string(&mut seen).await.unwrap();
+        assert!(seen.starts_with("HTTP/1.1 200") && seen.ends_with("answer"), "{seen}");
+    }
 
     #[tokio::test]
     async fn e37_the_kernel_reaps_a_reader_that_is_gone_without_a_word() {

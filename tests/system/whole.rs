@@ -82,7 +82,9 @@ async fn a_stop_in_the_middle_of_a_job_costs_nothing() {
     let seen = follow(follower, |_| {}).await;
     seen.assert_whole(0);
     assert_eq!(seen.events.last().unwrap().name, "complete");
-    assert!(seen.events.iter().any(|e| e.data.starts_with("\"Resuming after step ")), "the job began anew");
+    let said: Vec<_> = seen.events.iter().map(|e| format!("{} {} {}", e.id, e.name, e.data)).collect();
+    let resumed = seen.events.iter().any(|e| e.data.starts_with("\"Resuming after step "));
+    assert!(resumed, "the job began anew:\n{}", said.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

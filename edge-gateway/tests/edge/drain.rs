@@ -2,9 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
-use crate::support::{Edge, ScriptedEngine, client, until};
+use crate::{
+    support::{Edge, ScriptedEngine, client, until},
+    tls::Identity,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn e41_a_drain_says_goodbye_to_everybody_and_ends_cleanly() {
@@ -62,4 +68,28 @@ async fn e41_the_window_ends_although_a_viewer_does_not_read() {
     let took = began.elapsed();
     assert!((900..3000).contains(&took.as_millis()), "{took:?}");
     drop(stalled);
+}
+
+/// Browsers open connections in advance, and may never use them.
+#[tokio::test(flavor = "multi_thread")]
+async fn e41_a_connection_on_which_nothing_was_said_holds_up_no_drain() {
+    let engine = ScriptedEngine::start();
+    let identity = Identity::new();
+    for tls in [None, Some(identity.files())] {
+        let mut edge = Edge::with(&engine, |config| {
+            config.edge.tls = tls;
+            config.timing.head = Duration::from_secs(3600);
+            config.drain = Duration::from_secs(60);
+        });
+        let mut silent = TcpStream::connect(edge.addr).await.unwrap();
+        // Once a later one is answered, this one has been accepted; the kernel's queue is closed with the listener.
+        let mut later = TcpStream::connect(edge.addr).await.unwrap();
+        later.write_all(b"neither HTTP nor TLS\r\n\r\n").await.unwrap();
+        let _ = later.read_to_end(&mut Vec::new()).await;
+        let began = Instant::now();
+        edge.stop();
+        edge.ended().await;
+        assert!(began.elapsed() < Duration::from_secs(10), "it was waited for: {:?}", began.elapsed());
+        assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+    }
 }

@@ -49,7 +49,7 @@ impl Identity {
         std::fs::write(self.dir.path().join("key.pem"), key).unwrap();
     }
 
-    fn files(&self) -> TlsFiles {
+    pub(crate) fn files(&self) -> TlsFiles {
         let path = |name: &str| Path::join(self.dir.path(), name);
         TlsFiles { cert: path("cert.pem"), key: path("key.pem") }
     }
