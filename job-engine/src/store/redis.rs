@@ -16,6 +16,7 @@
 //! ([`inspect`]).
 
 mod change;
+mod clock;
 mod cluster;
 mod committer;
 mod confirm;
@@ -33,7 +34,7 @@ mod tail;
 
 use std::{
     sync::{
-        Arc, LazyLock,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -345,10 +346,4 @@ fn parse<T: FromRedisValue>(reply: Value) -> Result<T, StoreError> {
 
 fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX >> 12)
-}
-
-/// A time of this process, for the distance to the server's: nobody can set it, unlike this machine's clock.
-fn local_ms() -> u64 {
-    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
-    millis(BEGAN.elapsed())
 }

@@ -1,7 +1,10 @@
 //! What a connection to Redis can suffer: cut in silence, stalled, demoted, refused, flooded; and a server that must not
 //! be used at all.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use job_engine::store::{
     CommitOutcome, Expect, Hint, Store, StoreError,
@@ -42,6 +45,10 @@ async fn j27_a_stall_of_five_seconds_is_survived_by_everybody() {
     assert!(begun.elapsed() >= Duration::from_secs(5));
     assert_eq!(load(&*store, "a").await.map(|now| now.head), Some(head(2, "e")));
     assert_eq!(store.generation(), 0, "nothing is suspected of being lost");
+    // The server is on this machine, and has been asked for the time meanwhile.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+    let off = u128::from(store.now_ms()).abs_diff(now);
+    assert!(off < 1000, "the clock is off by {off} ms");
     drop(awake.await);
 }
 

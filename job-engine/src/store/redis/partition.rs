@@ -3,13 +3,7 @@
 //! On a Cluster there are several ([`super::slots`]), which share nothing but the hints' listener; elsewhere one is the
 //! whole log. Does not: know of the others ([`super::RedisStore`] asks them all where all are meant).
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -23,12 +17,13 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     Acknowledge, RedisOptions,
     change::Change,
+    clock::{Clock, LOOK},
     committer::{Committer, QUEUE, Request, STUCK},
     confirm,
     connection::{Connection, Script},
     head_of,
     keys::Keys,
-    local_ms, millis,
+    millis,
     origin::Origin,
     parse,
     server::Server,
@@ -36,13 +31,11 @@ use super::{
 };
 use crate::{
     store::{CommitOutcome, Entry, Extent, Head, Hint, Page, Snapshot, StoreError},
-    vitals::{Pulse, Vitals},
+    vitals::Vitals,
 };
 
 /// How many entries one XRANGE asks for.
 const CHUNK: usize = 128;
-/// How often the server's clock and the log's origin are looked at.
-const LOOK: Duration = Duration::from_secs(2);
 /// How much is kept of what was committed last, in bytes of events and states, by all partitions together.
 const TAIL: usize = 32 << 20;
 
@@ -90,8 +83,7 @@ pub(super) struct Partition {
     confirms: Option<mpsc::Sender<confirm::Request>>,
     scripts: Arc<Scripts>,
     keys: Keys,
-    /// Server clock minus ours, in ms.
-    skew_ms: Arc<AtomicI64>,
+    clock: Arc<Clock>,
     origin: Arc<Origin>,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
@@ -108,8 +100,7 @@ impl Partition {
         let keys = Keys { tag };
         let origin = Origin::new(keys.origin());
         let connection = Connection::new(server, origin.clone(), acknowledge, patience);
-        let skew_ms = Arc::new(AtomicI64::new(0));
-        sample_clock(&connection, &skew_ms).await?;
+        let clock = Arc::new(Clock::read(connection.clone()).await?);
         let committer = Arc::new(Committer {
             connection: connection.clone(),
             keys: keys.clone(),
@@ -127,11 +118,10 @@ impl Partition {
             tokio::spawn(confirmer.run(requests, vitals.pulse("the wait for disk or replica", STUCK)));
             confirms
         });
-        let clock = Clock { connection: connection.clone(), skew_ms: skew_ms.clone(), hints: hints.clone() };
         let ticks = vitals.pulse("the look at Redis's clock", patience * 3 + LOOK);
         let mends = vitals.pulse("the repair of losses", STUCK);
         let tasks = [
-            tokio::spawn(clock.follow(origin.clone(), ticks)),
+            tokio::spawn(clock.clone().follow(origin.clone(), hints.clone(), ticks)),
             tokio::spawn(committer.clone().make_good(mends)),
         ];
         Ok(Self {
@@ -141,7 +131,7 @@ impl Partition {
             confirms,
             scripts: scripts.clone(),
             keys,
-            skew_ms,
+            clock,
             origin,
             _tasks: tasks.map(AbortOnDropHandle::new),
         })
@@ -355,44 +345,6 @@ impl Partition {
 
     /// The time on the server's clock, about.
     pub(super) fn now_ms(&self) -> u64 {
-        local_ms().saturating_add_signed(self.skew_ms.load(Ordering::Relaxed))
-    }
-}
-
-async fn sample_clock(connection: &Connection, skew_ms: &AtomicI64) -> Result<(), StoreError> {
-    let before = local_ms();
-    let (seconds, micros): (u64, u64) = parse(connection.command(&cmd("TIME")).await?)?;
-    let middle = u64::midpoint(before, local_ms());
-    let server = seconds * 1000 + micros / 1000;
-    skew_ms.store(server.cast_signed() - middle.cast_signed(), Ordering::Relaxed);
-    Ok(())
-}
-
-/// Looks at the server now and then.
-struct Clock {
-    connection: Connection,
-    skew_ms: Arc<AtomicI64>,
-    hints: broadcast::Sender<Hint>,
-}
-
-impl Clock {
-    /// Keeps [`Store::now_ms`] on the server's clock, and notices when the log is not the one that it was.
-    async fn follow(self, origin: Arc<Origin>, pulse: Pulse) {
-        let mut generation = origin.generation();
-        loop {
-            tokio::time::sleep(LOOK).await;
-            match sample_clock(&self.connection, &self.skew_ms).await {
-                Ok(()) => match self.connection.check_origin().await {
-                    Ok(()) => pulse.beat(),
-                    Err(error) => tracing::debug!(%error, "cannot look at the log's origin"),
-                },
-                Err(error) => tracing::debug!(%error, "cannot read the server's clock"),
-            }
-            if generation != origin.generation() {
-                generation = origin.generation();
-                // Whoever holds something in memory looks whether it is still there.
-                let _ = self.hints.send(Hint::Lost);
-            }
-        }
+        self.clock.now_ms()
     }
 }
