@@ -37,8 +37,9 @@ from tidegate.v1 import job_pb2  # noqa: E402
 from tidegate.v1 import worker_service_pb2 as worker_pb2  # noqa: E402
 from tidegate.v1.worker_service_pb2_grpc import WorkerServiceStub  # noqa: E402
 
-#: By how much time is shorter, and the shortest window in seconds: scrapes are half a second apart, and a rate needs two.
-FASTER, SHORTEST = 150, 3.0
+#: By how much time is shorter, and the shortest window in seconds: a rate needs two scrapes, an engine's are a second apart, and
+#: between two of them a stalled Redis may have answered nothing.
+FASTER, SHORTEST = 150, 4.5
 #: How long a worker may be silent, in seconds; Redis stalls for less, and workers are frozen for more.
 LEASE, STALL, FREEZE = 2, 1.3, 3.0
 SLOTS = 6
