@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -20,8 +21,10 @@ DEADLINE = 60.0
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return held.getsockname()[1]
+    """A port below those that the kernel gives to outgoing connections: it stays free while its server is being restarted."""
+    while True:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", random.randrange(10_000, 32_000))) as held:
+            return held.getsockname()[1]
 
 
 def until(what: str, look, seconds: float = DEADLINE):

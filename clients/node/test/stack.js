@@ -4,6 +4,7 @@
  */
 
 import { spawn } from "node:child_process";
+import { randomInt } from "node:crypto";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -29,12 +30,16 @@ export async function until(what, condition, patience = PATIENCE_MS) {
   throw new Error(`still not so after ${patience} ms: ${what}`, { cause: last });
 }
 
+/** A port below those that the kernel gives to outgoing connections: it stays free while its server is being restarted. */
 export async function freePort() {
-  const server = createServer().listen(0, "127.0.0.1");
-  await new Promise((ready) => server.once("listening", ready));
-  const { port } = server.address();
-  await new Promise((closed) => server.close(closed));
-  return port;
+  for (;;) {
+    const port = randomInt(10_000, 32_000);
+    const server = createServer().listen(port, "127.0.0.1");
+    const free = await new Promise((told) => server.once("listening", () => told(true)).once("error", () => told(false)));
+    if (!free) continue;
+    await new Promise((closed) => server.close(closed));
+    return port;
+  }
 }
 
 /** Children that run, and directories in use: none outlives this process, however it ends short of SIGKILL. */

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -33,9 +34,11 @@ def binary(name: str) -> str:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port: int = held.getsockname()[1]
-        return port
+    """A port below those that the kernel gives to outgoing connections: it stays free while its server is being restarted."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def scratch(test: unittest.TestCase) -> pathlib.Path:

@@ -2,10 +2,12 @@
 #![allow(dead_code)] // shared by tests and a benchmark that each use a part of it
 
 use std::{
+    collections::BTreeSet,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -122,7 +124,9 @@ impl RedisServer {
     fn answers(&mut self) -> bool {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
-            if self.command("PING").is_ok_and(|reply| reply.starts_with("+PONG")) {
+            let answers = self.command("PING").is_ok_and(|reply| reply.starts_with("+PONG"));
+            // Another server may have been faster to take the port.
+            if answers && self.info("process_id") == Some(self.child.id().to_string()) {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -138,8 +142,17 @@ impl Drop for RedisServer {
     }
 }
 
+/// A port that nobody listens on, below those that the kernel gives to outgoing connections, and that no other test was
+/// given: it stays free while its server is being restarted.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = rand::random_range(10_000..32_000);
+        let new = || GIVEN.lock().expect("no panic while it is held").insert(port);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && new() {
+            return port;
+        }
+    }
 }
 
 fn usual(port: u16, dir: &Path, more: &[&str]) -> Vec<String> {

@@ -8,7 +8,7 @@ pub(crate) mod proxy;
 pub(crate) mod redis;
 mod stack;
 
-use std::{net::TcpListener, time::Duration};
+use std::{collections::BTreeSet, net::TcpListener, sync::Mutex, time::Duration};
 
 use serde_json::Value;
 use tidegate::{
@@ -35,12 +35,13 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Opt
     }
 }
 
-/// A port that nobody listens on, below the range that the kernel gives to outgoing connections, so that it stays
-/// free while the process that uses it is being restarted.
+/// A port that nobody listens on, below the range that the kernel gives to outgoing connections, and that no other test
+/// was given: it stays free until its process listens, and while that is being restarted.
 pub(crate) fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = rand::random_range(10_000..32_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().unwrap().insert(port) {
             return port;
         }
     }
