@@ -7,9 +7,10 @@ use std::{
     net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
-    sync::Mutex,
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 /// How long a server may take to answer after its start.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -148,8 +149,7 @@ fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = rand::random_range(10_000..32_000);
-        let new = || GIVEN.lock().expect("no panic while it is held").insert(port);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() && new() {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().insert(port) {
             return port;
         }
     }

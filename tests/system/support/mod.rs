@@ -8,8 +8,9 @@ pub(crate) mod proxy;
 pub(crate) mod redis;
 mod stack;
 
-use std::{collections::BTreeSet, net::TcpListener, sync::Mutex, time::Duration};
+use std::{collections::BTreeSet, net::TcpListener, time::Duration};
 
+use parking_lot::Mutex;
 use serde_json::Value;
 use tidegate::{
     follow::{Follower, Outcome, Step},
@@ -41,7 +42,7 @@ pub(crate) fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = rand::random_range(10_000..32_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().unwrap().insert(port) {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().insert(port) {
             return port;
         }
     }
