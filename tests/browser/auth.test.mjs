@@ -140,7 +140,9 @@ withPage('e45_an_event_source_reconnects_by_itself_with_the_url_of_its_ticket', 
     source.addEventListener('complete', () => { globalThis.seen.over = true; source.close(); });
     return source.url;
   }, KEY);
-  // The second of the first connect is over; whoever has the URL alone is refused.
+  // The page has to be the first that connects: the ticket is good for a second from then on.
+  await until('the page sees events', () => page.evaluate(() => globalThis.seen.ids.length > 0));
+  // That second is over; whoever has the URL alone is refused.
   await until('the ticket is used up', async () => {
     const { status, body } = await fetch(url, { headers: { accept: 'text/event-stream' } });
     await body?.cancel();
